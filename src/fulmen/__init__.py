@@ -1,0 +1,56 @@
+"""fulmen runs the training of PyTorch models.
+
+Everything public is imported on first use, so that `import fulmen` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fulmen.callback import Callback
+    from fulmen.datamodule import LightningDataModule
+    from fulmen.fabric import Fabric
+    from fulmen.fabric.seed import seed_everything
+    from fulmen.module import LightningModule
+    from fulmen.ranks import disable_possible_user_warnings
+    from fulmen.trainer import Trainer
+    from fulmen.trigger import Every
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "Callback": "fulmen.callback",
+    "Every": "fulmen.trigger",
+    "Fabric": "fulmen.fabric",
+    "LightningDataModule": "fulmen.datamodule",
+    "LightningModule": "fulmen.module",
+    "Trainer": "fulmen.trainer",
+    "disable_possible_user_warnings": "fulmen.ranks",
+    "seed_everything": "fulmen.fabric.seed",
+}
+
+__all__ = [
+    "Callback",
+    "Every",
+    "Fabric",
+    "LightningDataModule",
+    "LightningModule",
+    "Trainer",
+    "__version__",
+    "disable_possible_user_warnings",
+    "seed_everything",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value  # the next access does not come here again
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

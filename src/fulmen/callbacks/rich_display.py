@@ -1,0 +1,221 @@
+"""Progress on a terminal or in a notebook, drawn by rich. Imported only when such a display is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.style import Style
+from rich.table import Column
+from rich.text import Text
+
+from fulmen.callbacks.progress_display import Track, format_metrics, format_speed, format_time
+
+if TYPE_CHECKING:
+    from fulmen.callbacks.rich_progress import RichProgressBarTheme
+
+__all__ = [
+    "BatchesProcessedColumn",
+    "MetricsTextColumn",
+    "ProcessingSpeedColumn",
+    "RichDisplay",
+    "TimeColumn",
+    "default_columns",
+]
+
+_NARROWEST_BAR = 10
+_UNLIMITED = 10_000
+
+
+def _one_line() -> Column:
+    return Column(no_wrap=True)
+
+
+class BatchesProcessedColumn(ProgressColumn):
+    """Batches done and to do: "12/100", or "12/--" when the total is unknown."""
+
+    def __init__(self, style: str | Style) -> None:
+        super().__init__(_one_line())
+        self.style = style
+
+    def render(self, task: Task) -> RenderableType:
+        """The column's cell."""
+        total = "--" if task.total is None else int(task.total)
+        return Text(f"{int(task.completed)}/{total}", style=self.style)
+
+
+class TimeColumn(ProgressColumn):
+    """Time passed and time left."""
+
+    def __init__(self, style: str | Style) -> None:
+        super().__init__(_one_line())
+        self.style = style
+
+    def render(self, task: Task) -> RenderableType:
+        """The column's cell."""
+        elapsed = task.finished_time if task.finished else task.elapsed
+        left = task.time_remaining
+        before = "-:--:--" if elapsed is None else format_time(elapsed)
+        after = "-:--:--" if left is None else format_time(left)
+        return Text(f"{before} • {after}", style=self.style)
+
+
+class ProcessingSpeedColumn(ProgressColumn):
+    """Batches per second."""
+
+    def __init__(self, style: str | Style) -> None:
+        super().__init__(_one_line())
+        self.style = style
+
+    def render(self, task: Task) -> RenderableType:
+        """The column's cell."""
+        return Text(format_speed(task.finished_speed or task.speed), style=self.style)
+
+
+class MetricsTextColumn(ProgressColumn):
+    """The metrics; below the bar when they do not fit beside it."""
+
+    def __init__(self, style: str | Style, text_delimiter: str, metrics_format: str) -> None:
+        super().__init__()
+        self.style = style
+        self.text_delimiter = text_delimiter
+        self.metrics_format = metrics_format
+
+    def render(self, task: Task) -> Text:
+        """The column's cell."""
+        metrics = format_metrics(task.fields["metrics"], self.metrics_format, self.text_delimiter)
+        return Text(metrics, style=self.style)
+
+
+def default_columns(theme: RichProgressBarTheme) -> list[ProgressColumn]:
+    """Description, bar, count, times, speed and metrics."""
+    return [
+        TextColumn("[progress.description]{task.description}", style=theme.description or "none"),
+        BarColumn(
+            complete_style=theme.progress_bar,
+            finished_style=theme.progress_bar_finished,
+            pulse_style=theme.progress_bar_pulse,
+        ),
+        BatchesProcessedColumn(theme.batch_progress),
+        TimeColumn(theme.time),
+        ProcessingSpeedColumn(theme.processing_speed),
+        MetricsTextColumn(theme.metrics, theme.metrics_text_delimiter, theme.metrics_format),
+    ]
+
+
+class _WrappingProgress(Progress):
+    """A progress display that writes metrics on a line of their own when the terminal is too narrow."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The table of bars, and the metrics below it if they do not fit."""
+        tasks = [task for task in self.tasks if task.visible]
+        if not tasks:
+            return
+        table = self.make_tasks_table(tasks)
+        width = self.console.measure(table, options=self.console.options.update(max_width=_UNLIMITED)).maximum
+        bar = next((column for column in self.columns if isinstance(column, BarColumn)), None)
+        spare = 0 if bar is None else (bar.bar_width or 0) - _NARROWEST_BAR
+        if width - spare <= self.console.width:
+            yield table
+            return
+        yield self._table_without_metrics(tasks)
+        for column in self.columns:
+            if isinstance(column, MetricsTextColumn):
+                yield from (text for task in tasks if (text := column.render(task)).plain)
+
+    def _table_without_metrics(self, tasks: list[Task]) -> RenderableType:
+        columns = self.columns
+        self.columns = tuple(column for column in columns if not isinstance(column, MetricsTextColumn))
+        try:
+            return self.make_tasks_table(tasks)
+        finally:
+            self.columns = columns
+
+
+class RichDisplay:
+    """Bars that are drawn over: training, and below it, while it runs, validation.
+
+    No thread redraws it: a drawing happens when `draw` is called.
+
+    Args:
+        console: Where to draw.
+        columns: What a bar is made of.
+        leave: Whether the bar of each finished epoch stays on the screen.
+    """
+
+    interval = 0.1
+    patience = 1.0
+
+    def __init__(self, console: Console, columns: Iterable[str | ProgressColumn], leave: bool) -> None:
+        self._columns = tuple(columns)
+        self.progress = _WrappingProgress(*self._columns, console=console, auto_refresh=False)
+        self._leave = leave
+        self._started = False
+        self._tracks: list[Track] = []
+        self._train: Track | None = None
+
+    def open(self, track: Track) -> None:
+        """Add a bar; a new epoch takes over the bar of the last one unless that one stays on the screen."""
+        before = self._train
+        if track.training and before is not None:
+            self._tracks.remove(before)
+            if self._leave:
+                self._leave_on_screen()
+            else:
+                track.handle, track.metrics = before.handle, before.metrics
+        if track.training:
+            self._train = track
+        elif before is not None:
+            self._catch_up(before)
+        self._tracks.append(track)
+        fields: dict[str, Any] = {"total": track.total, "completed": track.position, "description": track.title}
+        if track.handle is None:
+            track.handle = self.progress.add_task(**fields, metrics=track.metrics)
+        else:
+            self.progress.reset(track.handle, **fields)
+
+    def draw(self, track: Track) -> None:
+        """Draw all bars, with this one brought up to date."""
+        if not self._started:
+            self._started = True
+            self.progress.start()
+        self._update(track)
+        self.progress.refresh()
+
+    def close(self, track: Track) -> None:
+        """Take the bar off the screen if it ran within training; others stay."""
+        if track.inside:
+            self._tracks.remove(track)
+            self.progress.remove_task(track.handle)
+            if track.drawn is not None:
+                self.progress.refresh()
+        elif track.drawn is not None or self._leave:
+            self.draw(track)
+
+    def finish(self) -> None:
+        """Draw all bars for the last time."""
+        if self._started:
+            for track in self._tracks:
+                self._update(track)
+        self.stop()
+
+    def stop(self) -> None:
+        """End drawing: what stands on the screen stays, the cursor is back."""
+        if self._started:
+            self._started = False
+            self.progress.stop()
+
+    def _update(self, track: Track) -> None:
+        track.note()
+        self.progress.update(track.handle, completed=track.position, metrics=track.metrics)
+
+    def _catch_up(self, track: Track) -> None:
+        # What follows may take long; the bar should not stand short of where training is.
+        if track.drawn not in (None, track.position):
+            self.draw(track)
+
+    def _leave_on_screen(self) -> None:
+        self.stop()
+        self.progress = _WrappingProgress(*self._columns, console=self.progress.console, auto_refresh=False)

@@ -1,0 +1,225 @@
+"""How a checkpoint is laid out: a dict that Lightning 2.6 reads, and that is read from any version of it.
+
+Its keys, in this order; the optional ones are there only if they have something to say:
+
+| key | value |
+|---|---|
+| `epoch`, `global_step` | counters |
+| `pytorch-lightning_version` | the version whose layout this is |
+| `state_dict` | the module's |
+| `loops` | progress of the four loops |
+| `callbacks` | `{state_key: state}` |
+| `optimizer_states`, `lr_schedulers` | lists of states |
+| class name of the precision plugin | its state (optional) |
+| `hparams_name`, `hyper_parameters`, `hparams_type` | of the module (optional) |
+| `datamodule_hparams_name`, `datamodule_hyper_parameters`, `datamodule_hparams_type` | of the datamodule (optional) |
+| class name of the datamodule | its state (optional) |
+| `fulmen` | what is ours, at least `{"version": ...}` |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fulmen.errors import CheckpointError, PossibleUserWarning
+from fulmen.ranks import rank_zero_info, rank_zero_warn
+
+__all__ = [
+    "CALLBACKS",
+    "EPOCH",
+    "FULMEN",
+    "GLOBAL_STEP",
+    "LEGACY_VERSION",
+    "LIGHTNING_VERSION",
+    "LOOPS",
+    "LR_SCHEDULERS",
+    "OPTIMIZER_STATES",
+    "STATE_DICT",
+    "VERSION",
+    "explain_mismatch",
+    "migrate",
+    "versions",
+]
+
+EPOCH = "epoch"
+GLOBAL_STEP = "global_step"
+VERSION = "pytorch-lightning_version"
+STATE_DICT = "state_dict"
+LOOPS = "loops"
+CALLBACKS = "callbacks"
+OPTIMIZER_STATES = "optimizer_states"
+LR_SCHEDULERS = "lr_schedulers"
+FULMEN = "fulmen"
+LEGACY_VERSION = "legacy_pytorch-lightning_version"
+
+LIGHTNING_VERSION = "2.6.6"
+
+_SHOWN_KEYS = 5
+# what wrappers put in front of every key
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "model.")
+
+
+def versions() -> dict[str, Any]:
+    """The two entries that say who wrote a checkpoint, and in which layout."""
+    from fulmen import __version__
+
+    return {VERSION: LIGHTNING_VERSION, FULMEN: {"version": __version__}}
+
+
+# ------------------------------------------------------------------------------------------------ migration
+
+
+def migrate(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint in the current layout.
+
+    Args:
+        checkpoint: The content of a checkpoint of any version; left as it is.
+
+    Returns:
+        The very same object if nothing had to change, else a new dict that keeps the old version under
+        `legacy_pytorch-lightning_version`.
+
+    Raises:
+        CheckpointError: This is no checkpoint but something else that `torch.save` wrote.
+
+    Warns:
+        PossibleUserWarning: A newer version wrote it.
+    """
+    if not isinstance(checkpoint, Mapping) or VERSION not in checkpoint:
+        raise _no_checkpoint(checkpoint)
+    written_by = checkpoint[VERSION]
+    version = _parse(written_by)
+    if version > _parse(LIGHTNING_VERSION):
+        rank_zero_warn(
+            f"The checkpoint was written by version {written_by}, which is newer than the layout {LIGHTNING_VERSION} "
+            f"known here; what is new in it may be ignored or fail to load.",
+            category=PossibleUserWarning,
+        )
+    if version >= (2, 0):
+        return checkpoint
+    migrated = dict(checkpoint)
+    if version < (1, 6):
+        _counters_into_loops(migrated)
+    _renamed_scaler(migrated)
+    migrated[LEGACY_VERSION] = written_by
+    migrated[VERSION] = LIGHTNING_VERSION
+    rank_zero_info(
+        f"The checkpoint of version {written_by} was brought to the layout of {LIGHTNING_VERSION} in memory; the file "
+        f"is unchanged. Saving it again makes this permanent."
+    )
+    return migrated
+
+
+def _no_checkpoint(content: Any) -> CheckpointError:
+    if not isinstance(content, Mapping):
+        return CheckpointError(f"A checkpoint is a dict, and the file holds an object of {type(content).__name__}.")
+    message = f"The file holds a dict, but no checkpoint: the key {VERSION!r} is missing among {_listed(content)}."
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        message += " It looks like a plain state dict; type `model.load_state_dict(torch.load(path))`."
+    return CheckpointError(message)
+
+
+def _parse(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "2.0.0rc1" is (2, 0, 0)."""
+    matched = re.match(r"\d+(?:\.\d+)*", str(version))
+    return tuple(int(part) for part in matched.group().split(".")) if matched else (0,)
+
+
+def _renamed_scaler(checkpoint: dict[str, Any]) -> None:
+    """The state of Apex has no reader any more; that of the gradient scaler has another name."""
+    checkpoint.pop("amp_scaling_state", None)
+    if (scaler := checkpoint.pop("native_amp_scaling_state", None)) is not None:
+        checkpoint["MixedPrecision"] = scaler
+
+
+def _counters_into_loops(checkpoint: dict[str, Any]) -> None:
+    """Before 1.6 the counters of the loop were the two top-level numbers alone."""
+    if LOOPS in checkpoint or EPOCH not in checkpoint or GLOBAL_STEP not in checkpoint:
+        return
+    epochs, steps = checkpoint[EPOCH], checkpoint[GLOBAL_STEP]
+    epoch_counts = {"ready": epochs, "completed": epochs, "started": epochs, "processed": epochs}
+    step_counts = {"ready": steps, "completed": steps}
+    checkpoint[LOOPS] = {
+        "fit_loop": {
+            "epoch_loop.automatic_optimization.optim_progress": {
+                "optimizer": {"step": {"total": step_counts, "current": dict(step_counts)}}
+            },
+            "epoch_progress": {"total": epoch_counts, "current": dict(epoch_counts)},
+        }
+    }
+
+
+# ------------------------------------------------------------------------------------------------ fit
+
+
+def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Any], error: Exception) -> CheckpointError:
+    """Says why a state dict does not fit a module.
+
+    Args:
+        module: The module that was to take it.
+        state_dict: What it was given.
+        error: What `load_state_dict` raised.
+
+    Returns:
+        The exception to raise: missing and unexpected keys and differing shapes, the first few of each, and what to do.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in own]
+    differing = [
+        f"{key} ({_shape(state_dict[key])} in the checkpoint, {_shape(value)} in the module)"
+        for key, value in own.items()
+        if key in state_dict and _shape(state_dict[key]) != _shape(value)
+    ]
+    if not (missing or unexpected or differing):
+        return CheckpointError(f"The checkpoint does not fit {type(module).__name__}: {error}")
+    lines = [f"The checkpoint does not fit {type(module).__name__}:"]
+    lines += _paragraph("missing in the checkpoint", [f"{key} {_shape(own[key])}" for key in missing])
+    lines += _paragraph("unknown to the module", [f"{key} {_shape(state_dict[key])}" for key in unexpected])
+    lines += _paragraph("of another shape", differing)
+    lines.append(_advice(own, state_dict, bool(differing)))
+    return CheckpointError("\n".join(lines))
+
+
+def _paragraph(title: str, entries: list[str]) -> list[str]:
+    if not entries:
+        return []
+    more = [f"... and {len(entries) - _SHOWN_KEYS} more"] if len(entries) > _SHOWN_KEYS else []
+    return [f"  {title}:"] + [f"    {entry}" for entry in entries[:_SHOWN_KEYS] + more]
+
+
+def _advice(own: Mapping[str, Any], given: Mapping[str, Any], shapes_differ: bool) -> str:
+    for prefix in _WRAPPERS:
+        if (
+            given
+            and all(key.startswith(prefix) for key in given)
+            and {key.removeprefix(prefix) for key in given} & {*own}
+        ):
+            return (
+                f"Every key of the checkpoint begins with {prefix!r}. Type `checkpoint['state_dict'] = {{"
+                f"key.removeprefix({prefix!r}): value for key, value in checkpoint['state_dict'].items()}}` "
+                f"in `on_load_checkpoint`."
+            )
+    if shapes_differ:
+        return (
+            "Build the module with the arguments it was saved with: call `self.save_hyperparameters()` in its "
+            "`__init__` before training, or pass them to `load_from_checkpoint(path, name=value)`."
+        )
+    return (
+        "Build the class the checkpoint was made from. To load only the keys that fit, set `strict_loading = False` "
+        "on the module, or type `load_from_checkpoint(path, strict=False)`."
+    )
+
+
+def _shape(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else str(tuple(shape))
+
+
+def _listed(content: Mapping[str, Any]) -> str:
+    keys = [repr(key) for key in content]
+    return ", ".join(keys[:_SHOWN_KEYS]) + (f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else "")

@@ -1,0 +1,185 @@
+"""Where a loader stands in an epoch, and how its order is drawn again after an interruption.
+
+An order is not stored. What is stored is the random state it was drawn from, and how far it was consumed; drawing
+it once more from that state and leaving out what was consumed costs no loading.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+
+from fulmen.fabric.seed import capture_random, isolate_rng, restore_random
+
+__all__ = ["IndexBatches", "Position", "capture_order", "generators_of", "redraw", "set_generators", "undisturbed"]
+
+
+@dataclass
+class Position:
+    """Where one loader stands.
+
+    Args:
+        batches: Batches consumed in this pass over the loader.
+        samples: Samples consumed in this pass.
+        earlier_samples: Samples consumed in passes before this one in the same epoch, where loaders are cycled.
+        order: Random state the order of this pass was drawn from; None if nothing was drawn.
+        generators: State of the user's generators when the position was taken.
+        loader: State of a loader that keeps its own.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    earlier_samples: int = 0
+    order: dict[str, Any] | None = None
+    generators: list[Tensor] = field(default_factory=list)
+    loader: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in plain types, loadable with `torch.load(weights_only=True)`."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the position of `state`; what it does not have is kept."""
+        for name in vars(self):
+            setattr(self, name, state.get(name, getattr(self, name)))
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators the user gave to the loader and its samplers, each once."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    found: dict[int, torch.Generator] = {}
+    for owner in owners:
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and generator is not torch.default_generator:
+            found[id(generator)] = generator
+    return list(found.values())
+
+
+def capture_order(loader: Any) -> dict[str, Any]:
+    """The random state that the order of the coming pass over `loader` depends on."""
+    order: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if not _draws_from_torch(loader):
+        order = capture_random(include_cuda=False)
+    order["generators"] = [generator.get_state() for generator in generators_of(loader)]
+    return order
+
+
+def _draws_from_torch(loader: Any) -> bool:
+    """Whether only torch's own samplers are at work, which draw from torch's generators alone."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, torch.utils.data.IterableDataset):
+        return False
+    batch_sampler = loader.batch_sampler
+    samplers = (loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    return all(sampler is None or type(sampler).__module__.startswith("torch.") for sampler in samplers)
+
+
+@contextmanager
+def redraw(loader: Any, position: Position) -> Iterator[None]:
+    """Within: random numbers as they were when the order of `position` was drawn. The global state is put back.
+
+    The user's generators end in the state that `position` recorded.
+    """
+    if position.order is None:
+        yield
+        return
+    generators = generators_of(loader)
+    with isolate_rng():
+        if "python" in position.order:
+            restore_random(position.order)
+        else:
+            torch.set_rng_state(position.order["torch"].cpu())
+        set_generators(generators, position.order["generators"])
+        yield
+        set_generators(generators, position.generators)
+
+
+@contextmanager
+def undisturbed(loader: Any) -> Iterator[None]:
+    """Put the global generators and the user's back at the end."""
+    generators = generators_of(loader)
+    states = [generator.get_state() for generator in generators]
+    with isolate_rng():
+        yield
+    set_generators(generators, states)
+
+
+def set_generators(generators: Sequence[torch.Generator], states: Sequence[Tensor]) -> None:
+    """Give each generator its state; generators that had no part in the interrupted run are left alone."""
+    for generator, state in zip(generators, states, strict=False):
+        generator.set_state(state.cpu())
+
+
+class IndexBatches:
+    """Stands in for the (batch) sampler of a loader: leaves out what was consumed, and remembers sizes.
+
+    The underlying samplers are called when and as often as torch would call them.
+
+    Args:
+        loader: The loader, with its own samplers.
+        pause: Whether each iterator first gives None, as soon as the order is drawn and before any indices. torch
+            draws the order with the first indices; the pause lets it be drawn without loading anything.
+        sizes: Whether to remember the number of samples in each batch.
+
+    Attributes:
+        position: What the next iterators leave out.
+        idle: Whether the next iterators give nothing.
+        sizes: The number of samples in each batch of the current iterator that was not asked for yet.
+        stream: The current iterator.
+    """
+
+    def __init__(self, loader: DataLoader[Any], *, pause: bool, sizes: bool) -> None:
+        self.position = Position()
+        self.idle = False
+        self.sizes: deque[int] | None = deque() if sizes else None
+        self.stream: Iterator[Any] = iter(())
+        self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        self._pause = pause
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.idle:
+            return iter(())
+        if self.position.batches and type(self._sampler) is BatchSampler:
+            stream = self._after_samples(self._sampler, self.position.samples)
+        else:
+            stream = self._after_batches(iter(self._sampler), self.position.batches)
+        self.stream = stream if self.sizes is None else self._with_sizes(stream, self.sizes)
+        return self.stream
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def _after_batches(self, batches: Iterator[Any], count: int) -> Iterator[Any]:
+        _consume(batches, count)
+        # Once begun a sampler has drawn its order; what it may still draw on its way is drawn when it is its turn.
+        first = [] if count else list(itertools.islice(batches, 1))
+        if self._pause:
+            yield None
+        yield from first
+        yield from batches
+
+    def _after_samples(self, batch_sampler: BatchSampler, count: int) -> Iterator[Any]:
+        samples = iter(batch_sampler.sampler)
+        _consume(samples, count)
+        if self._pause:
+            yield None
+        yield from BatchSampler(samples, batch_sampler.batch_size, batch_sampler.drop_last)
+
+    def _with_sizes(self, batches: Iterator[Any], sizes: deque[int]) -> Iterator[Any]:
+        sizes.clear()
+        for indices in batches:
+            if indices is not None:
+                sizes.append(len(indices))
+            yield indices
+
+
+def _consume(iterator: Iterator[Any], count: int) -> None:
+    deque(itertools.islice(iterator, count), maxlen=0)

@@ -1,0 +1,430 @@
+"""The training loop: run -> epoch -> batch, top to bottom.
+
+```
+run                                   once
+    on_train_start
+    epoch                             until an epoch, step or time limit, or should_stop
+        on_train_epoch_start
+        for batch in feed:
+            on_train_batch_start
+            step(batch)               training_step, zero_grad, backward, clip, update   (loops/step.py)
+            schedulers by step; after the last batch those by epoch
+            on_train_batch_end
+            metrics of the step to the loggers
+            validation, when due      on_validation_*                                    (loops/evaluate.py)
+        on_train_epoch_end            early stopping and checkpoints last
+        metrics of the epoch to the loggers
+    on_train_end
+```
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulmen.errors import MisconfigurationException, PossibleUserWarning
+from fulmen.fabric.seed import restore_random
+from fulmen.loops.evaluate import EvaluationLoop
+from fulmen.loops.schedulers import Schedulers
+from fulmen.loops.step import Step, choose_step
+from fulmen.progress import Counts, Progress
+from fulmen.ranks import rank_zero_info, rank_zero_warn
+from fulmen.states import RunningStage
+
+if TYPE_CHECKING:
+    from fulmen.data.feed import Feed
+    from fulmen.trainer import Trainer
+
+
+class FitLoop:
+    """Trains a module until a limit is reached.
+
+    Attributes:
+        max_epochs: Epochs at most; -1 for no limit; None until a fit resolves it.
+        min_epochs: Epochs at least, also if something asks to stop.
+        max_steps: Optimizer steps at most; -1 for no limit.
+        min_steps: Optimizer steps at least, also if something asks to stop.
+        global_step: Optimizer steps done.
+        batches_that_stepped: Batches with an optimizer step; the x axis of the loggers.
+        epoch_progress: Counts of epochs.
+        batch_progress: Counts of batches.
+        closes: Whether the batch under way closes its window of accumulated batches.
+        val_loop: The validation inside fit.
+    """
+
+    step: Step
+
+    def __init__(
+        self, trainer: Trainer, max_epochs: int | None, min_epochs: int | None, max_steps: int, min_steps: int | None
+    ) -> None:
+        self.trainer = trainer
+        self.max_epochs, self.min_epochs = max_epochs, min_epochs
+        self.max_steps, self.min_steps = max_steps, min_steps
+        self.val_loop = EvaluationLoop(trainer, "validate")
+        self.epoch_progress = Progress()
+        self.batch_progress = Progress()
+        self.global_step = 0
+        self.batches_that_stepped = 0
+        self.closes = True
+        self.feed: Feed | None = None
+        self.schedulers = Schedulers(trainer, [])
+        self.last_validation = 0.0
+        self.validation_pending = False
+        self.step_at_epoch_start = 0
+        self.schedulers_before = 0
+        self.scheduler_steps_at_epoch_start = 0
+        self.resumed = False
+        self.random_state: dict[str, Any] | None = None
+        self._feed_state: dict[str, Any] | None = None
+        self._loaded_at_epoch = 0
+        self._told_to_go_on = False
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Trains until a limit is reached."""
+        trainer = self.trainer
+        self.load_data()
+        if self.done():
+            return
+        self.step = self.bind_step()
+        self.schedulers = Schedulers(trainer, trainer.lr_scheduler_configs, self.schedulers_before)
+        self.last_validation = time.monotonic()
+        if self.validates_in(self.current_epoch):
+            self.val_loop.load_data()
+        self.warn_eval_mode()
+        with torch.enable_grad():
+            trainer.hooks.call("on_train_start")
+            while not self.done():
+                self.epoch()
+            trainer.hooks.call("on_train_end")
+        self.schedulers_before = self.schedulers.steps
+
+    def epoch(self) -> None:
+        """Trains on the batches of one epoch."""
+        trainer, book = self.trainer, self.trainer.book
+        batches = self.begin_epoch()
+        hooks, step = trainer.hooks, self.step
+        counts, feed = self.batch_progress.current, self.feed
+        assert feed is not None
+        for batch in batches:
+            index = counts.ready
+            counts.ready += 1
+            book.batch, book.batch_size = batch, None
+            book.stamp += 1
+            self.closes = feed.is_last or (index + 1) % trainer.accumulate_grad_batches == 0
+            skip = False
+            for call in hooks.on_train_batch_start if batch is not None else ():
+                if call(batch, index) == -1:
+                    skip = True
+            if skip:
+                self.schedulers.after_batch(index, self.closes, is_last=True)
+                break
+            counts.started += 1
+            outputs = step(batch, index) if batch is not None else None
+            counts.processed += 1
+            self.schedulers.after_batch(index, self.closes, feed.is_last)
+            for call in hooks.on_train_batch_end:
+                call(outputs, batch, index)
+            counts.completed += 1
+            self.after_batch(index)
+            if (trainer.should_stop or self.global_step >= self.step_limit) and self.epoch_ends_early():
+                break
+        self.end_epoch()
+
+    def begin_epoch(self) -> Iterator[Any]:
+        """Starts an epoch, or goes on with the one a checkpoint was taken in; returns its batches."""
+        trainer = self.trainer
+        if self.resumed:
+            self.resumed = False
+            self.load_data()
+            batches = self._start_feed()
+            self._restore_random()
+            if self.validation_pending:
+                self.validate()
+            if self.epoch_ends_early():
+                return iter(())
+            return batches
+        self._restore_random()
+        self.reload_data()
+        self.batch_progress.begin()
+        self.val_loop.batch_progress.forget_total()
+        self.step_at_epoch_start = self.global_step
+        self.scheduler_steps_at_epoch_start = self.schedulers.steps
+        self.epoch_progress.current.ready += 1
+        trainer.hooks.call("on_train_epoch_start")
+        self.epoch_progress.current.started += 1
+        return self._start_feed()
+
+    def after_batch(self, index: int) -> None:
+        """What follows a trained batch: its metrics to the loggers, validation, schedulers that wait for it."""
+        trainer = self.trainer
+        stepped = self.closes or not trainer.lightning_module.automatic_optimization
+        if stepped and trainer.logs_step(self.batches_that_stepped):
+            trainer.log_step("train", self.batches_that_stepped)
+        if self.validates and self.validation_due(index):
+            self.validate()
+        if self.schedulers.on_plateau:
+            self.schedulers.after_validation(index, self.closes)
+        if stepped:
+            self.batches_that_stepped += 1
+        if trainer.received_sigterm:
+            trainer.leave_on_signal()
+
+    def end_epoch(self) -> None:
+        """Ends an epoch: hooks, schedulers on a plateau, the epoch's metrics."""
+        trainer, book = self.trainer, self.trainer.book
+        book.batch = None
+        self.epoch_progress.current.processed += 1
+        book.end("train")
+        trainer.hooks.call("on_train_epoch_end")
+        if self.schedulers.on_plateau and self.consumed:
+            self.schedulers.after_epoch()
+        trainer.log_epoch(book.publish("train"), max(self.batches_that_stepped - 1, 0))
+        book.clear("train")
+        self.epoch_progress.current.completed += 1
+        if trainer.received_sigterm and not self.done(tell=False):
+            trainer.leave_on_signal()
+
+    def validate(self) -> None:
+        """One validation run inside the epoch."""
+        trainer = self.trainer
+        self.validation_pending = True
+        if self.closes:
+            trainer.hooks.call("on_validation_model_zero_grad")
+        trainer.state.stage = RunningStage.VALIDATING
+        with torch.no_grad():
+            self.val_loop.run()
+        trainer.state.stage = RunningStage.TRAINING
+        trainer.book.close()
+        self.last_validation = time.monotonic()
+
+    # ------------------------------------------------------------------------------------------------ when to stop
+
+    def done(self, tell: bool = True) -> bool:
+        """Whether no further epoch is to be trained; says why."""
+        reason = None
+        if self.feed is not None and self.feed.num_batches == 0:
+            reason = "there are no training batches"
+        elif self.global_step >= self.step_limit:
+            reason = f"`max_steps={self.max_steps}` reached"
+        elif self.max_epochs not in (None, -1) and self.epoch_progress.current.processed >= (self.max_epochs or 0):
+            reason = f"`max_epochs={self.max_epochs}` reached"
+        elif self.trainer.should_stop and self.may_stop():
+            reason = "something set `trainer.should_stop`"
+        if reason is not None and tell:
+            rank_zero_info(f"`Trainer.fit` stopped: {reason}.")
+        return reason is not None
+
+    def epoch_ends_early(self) -> bool:
+        """Whether the epoch ends before its batches do."""
+        if self.global_step >= self.step_limit:
+            return True
+        if not self.trainer.should_stop:
+            return False
+        if self.may_stop():
+            return True
+        if not self._told_to_go_on:
+            rank_zero_info(
+                f"`trainer.should_stop` is set, but min_epochs={self.min_epochs} or min_steps={self.min_steps} is"
+                " not reached"
+                " yet: training goes on."
+            )
+            self._told_to_go_on = True
+        return False
+
+    def may_stop(self) -> bool:
+        """Whether the minimum of epochs and steps is reached."""
+        epochs = self.epoch_progress.current.processed >= (self.min_epochs or 0)
+        return epochs and self.global_step >= (self.min_steps or 0)
+
+    @property
+    def step_limit(self) -> float:
+        """``max_steps``, with infinity for no limit."""
+        return float("inf") if self.max_steps == -1 else self.max_steps
+
+    @property
+    def current_epoch(self) -> int:
+        """Completed epochs; inside epoch n it is n."""
+        return self.epoch_progress.current.completed
+
+    @property
+    def consumed(self) -> bool:
+        """Whether all batches of this epoch have been trained on."""
+        assert self.feed is not None
+        return self.feed.is_last and self.batch_progress.current.processed == self.batch_progress.current.ready
+
+    # ------------------------------------------------------------------------------------------------ when to validate
+
+    def validates_in(self, epoch: int) -> bool:
+        """Whether an epoch has validations at all."""
+        every = self.trainer.check_val_every_n_epoch
+        return self.trainer.enable_validation and (every is None or (epoch + 1) % every == 0)
+
+    def validation_due(self, index: int) -> bool:
+        """Whether a validation follows batch ``index``."""
+        trainer, feed = self.trainer, self.feed
+        assert feed is not None
+        if feed.num_batches == float("inf") and feed.is_last:
+            return True
+        if trainer.should_stop and self.may_stop():
+            return True
+        if trainer.val_check_seconds is not None:
+            return time.monotonic() - self.last_validation >= trainer.val_check_seconds
+        limit = trainer.limit_train_batches
+        if trainer.val_check_batch == float("inf"):
+            return feed.is_last or (isinstance(limit, int) and (index + 1) % limit == 0)
+        count = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else index + 1
+        return count % trainer.val_check_batch == 0
+
+    # ------------------------------------------------------------------------------------------------ data
+
+    def load_data(self) -> None:
+        """Asks for the training data if they are not there yet."""
+        if self.feed is None:
+            trainer = self.trainer
+            self.feed = trainer.data.feed("train")
+            self._loaded_at_epoch = self.current_epoch
+            trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed.num_batches)
+            trainer.data.warn_log_interval(self.feed.num_batches)
+        if self._feed_state is not None:
+            self.feed.load_state_dict(self._feed_state)
+            self._feed_state = None
+
+    def reload_data(self) -> None:
+        """Asks for the data again when ``reload_dataloaders_every_n_epochs`` says so."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        if every and self.current_epoch - self._loaded_at_epoch >= every:
+            self.drop_data()
+            self.load_data()
+        self.validates = self.validates_in(self.current_epoch)
+
+    def drop_data(self) -> None:
+        """Closes the feed; the next use asks for the data again."""
+        if self.feed is not None:
+            self.feed.close()
+            self.feed = None
+
+    def close_data(self) -> None:
+        """Ends the feed's workers; what was fed can still be read."""
+        if self.feed is not None:
+            self.feed.close()
+
+    def bind_step(self) -> Step:
+        """The kind of step this run needs, with everything it calls."""
+        return choose_step(self.trainer, self.trainer.lightning_module, self)
+
+    def rebind(self) -> None:
+        """Binds the step again after hooks were assigned in the middle of a run."""
+        if "step" in self.__dict__:
+            self.step = self.bind_step()
+
+    def _start_feed(self) -> Iterator[Any]:
+        assert self.feed is not None
+        self.validates = self.validates_in(self.current_epoch)
+        return self.feed.start(self.current_epoch)
+
+    def _restore_random(self) -> None:
+        if self.random_state is not None:
+            restore_random(self.random_state)
+            self.random_state = None
+
+    def warn_eval_mode(self) -> None:
+        """Says so if a part of the model would be trained in eval mode."""
+        count = sum(not part.training for part in self.trainer.lightning_module.modules())
+        if count:
+            rank_zero_warn(
+                f"{count} submodule(s) are in eval mode at the start of training, and stay so. If that is not"
+                " meant, call"
+                " `model.train()` before `fit`.",
+                category=PossibleUserWarning,
+            )
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def start_over(self) -> None:
+        """Forgets how far the last epoch came, so that a fit that was stopped inside one begins a new one."""
+        counts = self.epoch_progress.current
+        counts.ready = counts.started = counts.processed = counts.completed
+        self.resumed = False
+
+    def load_position(self, state: dict[str, Any] | None, manual: bool) -> None:
+        """Goes to where a checkpoint was taken; the progress has been loaded before.
+
+        Args:
+            state: What ``position`` gave; None in a checkpoint that fulmen did not write.
+            manual: Whether the module optimises manually.
+        """
+        epochs, batches = self.epoch_progress.current, self.batch_progress.current
+        epochs.completed = epochs.processed
+        self.resumed = epochs.ready > epochs.processed and batches.ready > 0
+        if not self.resumed:
+            epochs.ready = epochs.started = epochs.processed
+        batches.ready = batches.started = batches.completed = batches.processed
+        self.batches_that_stepped = self.batch_progress.total.processed if manual else self.global_step
+        self.validation_pending = bool(state and state["validation_pending"])
+        self._feed_state = (state or {}).get("feed") if self.resumed else None
+        if self.resumed and self._feed_state is None:
+            self._feed_state = {"epoch": self.current_epoch, "batches": batches.processed}
+        self.random_state = (state or {}).get("random")
+
+    def position(self) -> dict[str, Any]:
+        """Where the run is, beyond the counts: the data's position, and whether a validation is still to come."""
+        counts: Counts = self.batch_progress.current
+        pending = self.validation_pending
+        if counts.completed < counts.processed:
+            pending = self.validates and self.validation_due(counts.processed - 1)
+        return {"validation_pending": pending, "feed": self.feed.state_dict() if self.feed is not None else None}
+
+    # ------------------------------------------------------------------------------------------------ as users know it
+
+    @property
+    def epoch_loop(self) -> FitLoop:
+        """Users of Lightning find the counts of batches under this name."""
+        return self
+
+    @property
+    def batch_idx(self) -> int:
+        """Index in the epoch of the batch under way, -1 before any."""
+        return self.batch_progress.current.ready - 1
+
+    @property
+    def total_batch_idx(self) -> int:
+        """Index of the batch under way over all epochs, -1 before any."""
+        return self.batch_progress.total.ready - 1
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        return self.batches_that_stepped
+
+    validates = False
+
+
+def resolve_epochs(trainer: Trainer) -> None:
+    """Gives ``max_epochs`` and ``min_epochs`` their values if the user gave none."""
+    fit = trainer.fit_loop
+    if fit.max_epochs is None:
+        if fit.max_steps == -1 and not trainer.has_time_limit:
+            rank_zero_warn(
+                "`Trainer(max_epochs=...)` is not set: training stops after 1000 epochs. Set it, to -1 for no limit.",
+                category=PossibleUserWarning,
+            )
+            fit.max_epochs = 1000
+        else:
+            fit.max_epochs = -1
+    if fit.min_epochs is None:
+        fit.min_epochs = 1 if fit.min_steps else 0
+
+
+def check_epoch_limit(trainer: Trainer) -> None:
+    """A restored run must not be beyond its limit."""
+    fit = trainer.fit_loop
+    if fit.max_epochs not in (None, -1) and fit.current_epoch > (fit.max_epochs or 0):
+        raise MisconfigurationException(
+            f"The checkpoint was taken after {fit.current_epoch} epochs, but `Trainer(max_epochs={fit.max_epochs})`."
+            f" Raise it to train further, e.g. `max_epochs={fit.current_epoch + 1}`."
+        )

@@ -1,0 +1,112 @@
+"""The prediction loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulmen.loops.evaluate import check_dataloader_idx, restore_modes
+from fulmen.loops.routing import route
+from fulmen.loops.signature import takes_batch_idx
+from fulmen.progress import Progress
+from fulmen.ranks import WarningCache
+from fulmen.tree import move
+
+if TYPE_CHECKING:
+    from fulmen.data.feed import Feed
+    from fulmen.trainer import Trainer
+
+
+class PredictionLoop:
+    """Runs ``predict_step`` over data and collects what it returns.
+
+    Attributes:
+        return_predictions: Whether the outputs are kept.
+        predictions: For each loader the outputs of its batches, on the CPU.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.feeds: list[Feed] | None = None
+        self.several = False
+        self.return_predictions = True
+        self.predictions: list[list[Any]] = []
+        self.batch_progress = Progress()
+        self._warned = WarningCache()
+
+    def run(self) -> list[Any] | None:
+        """One pass over all loaders, with the hooks around it.
+
+        Returns:
+            The outputs by batch; with several loaders one such list for each; None if there is nothing to return.
+        """
+        trainer = self.trainer
+        self.feeds, self.several = trainer.data.evaluation_feeds("predict", True)
+        if not any(feed.num_batches for feed in self.feeds):
+            return None
+        self.predictions = [[] for _ in self.feeds]
+        modes = [(part, part.training) for part in trainer.lightning_module.modules()]
+        trainer.hooks.call("on_predict_model_eval")
+        trainer.hooks.call("on_predict_start")
+        trainer.hooks.call("on_predict_epoch_start")
+        self.batch_progress.begin()
+        step = self.bind_step()
+        for loader, feed in enumerate(self.feeds):
+            trainer.book.dataloader_idx = loader if self.several else None
+            self.pass_over(loader, feed, step)
+        trainer.book.dataloader_idx = None
+        trainer.hooks.call("on_predict_epoch_end")
+        trainer.hooks.call("on_predict_end")
+        restore_modes(modes)
+        if not self.return_predictions:
+            return None
+        return self.predictions if self.several else self.predictions[0]
+
+    def pass_over(self, loader: int, feed: Feed, step: Callable[..., Any]) -> None:
+        """Predicts the batches of one loader."""
+        trainer, hooks = self.trainer, self.trainer.hooks
+        where = (loader,) if self.several else ()
+        page = trainer.book.page_of("predict_step", trainer.book.dataloader_idx)
+        counts = self.batch_progress.current
+        for index, batch in enumerate(feed.start(trainer.current_epoch)):
+            counts.ready += 1
+            for call in hooks.on_predict_batch_start:
+                call(batch, index, *where)
+            counts.started += 1
+            trainer.book.page = page
+            outputs = step(batch, index, *where)
+            counts.processed += 1
+            if outputs is None:
+                self._warned.warn("`predict_step` returned None. If that is not meant, return the predictions.")
+            if self.return_predictions:
+                self.predictions[loader].append(move(outputs, torch.device("cpu")))
+            for call in hooks.on_predict_batch_end:
+                call(outputs, batch, index, *where)
+            counts.completed += 1
+            if trainer.received_sigterm:
+                trainer.leave_on_signal()
+
+    def bind_step(self) -> Callable[..., Any]:
+        """The step with its precision and strategy around it."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        check_dataloader_idx([module.predict_step], self.several)
+        strategy = trainer.strategy
+        step = route(
+            strategy, "predict_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(module.predict_step))
+        )
+        if takes_batch_idx(module.predict_step):
+            return step
+        return lambda batch, batch_idx, *where: step(batch, *where)
+
+    def close_data(self) -> None:
+        """Ends the feeds' workers; what was fed can still be read."""
+        for feed in self.feeds or ():
+            feed.close()
+
+    def drop_data(self) -> None:
+        """Closes the feeds."""
+        for feed in self.feeds or ():
+            feed.close()
+        self.feeds = None

@@ -1,0 +1,347 @@
+"""One training step: what happens with a batch between its start and its end hooks.
+
+Which class does it is decided once per run (``choose_step``): ``AutomaticStep`` is the plain sequence;
+``ClosureStep`` wraps
+the same parts into a closure, for optimizers that evaluate the loss themselves and modules that override
+``optimizer_step``; ``ManualStep`` leaves everything to the user's ``training_step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fulmen.errors import LossError, MisconfigurationException
+from fulmen.fabric.strategies.base import overrides as strategy_overrides
+from fulmen.hooks import opened, overrides
+from fulmen.loops.routing import route, route_backward
+from fulmen.loops.signature import takes_batch_idx
+from fulmen.module import LightningModule
+from fulmen.optim import needs_closure
+from fulmen.ranks import WarningCache
+
+if TYPE_CHECKING:
+    from fulmen.loops.fit import FitLoop
+    from fulmen.trainer import Trainer
+
+
+class Step:
+    """The parts of a training step, bound once: each is the user's or the strategy's method if there is one."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fit: FitLoop) -> None:
+        self.trainer, self.module, self.fit = trainer, module, fit
+        self.hooks, self.book = trainer.hooks, trainer.book
+        self.strategy, self.precision = trainer.strategy, trainer.precision_plugin
+        self.page = self.book.page_of("training_step")
+        self.training_step = self._bind_training_step()
+        self.optimizer = self.strategy.optimizers[0] if self.strategy.optimizers else None
+        self.gradients = self._bind_backward()
+        self.scales = self.precision.scaler is not None
+        self.extras: Mapping[str, Any] = {}
+        self._warned = WarningCache()
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Trains on one batch.
+
+        Returns:
+            What ``on_train_batch_end`` gets as ``outputs``.
+        """
+        raise NotImplementedError
+
+    def _bind_training_step(self) -> Callable[..., Any]:
+        module = self.module
+        step = self.precision.wrap_forward(self.strategy.wrap_step(module.training_step))
+        step = route(self.strategy, "training_step", step)
+        if takes_batch_idx(module.training_step):
+            return step
+        return lambda batch, batch_idx: step(batch)
+
+    def _bind_backward(self) -> Callable[..., Any]:
+        if overrides(self.module, "backward", LightningModule):
+            return opened(self.book, "backward", self.module.backward)
+        return Tensor.backward
+
+    # ------------------------------------------------------------------------------------------------ parts
+
+    def forward(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Calls ``training_step``; returns the loss, divided by the accumulation."""
+        self.book.page = self.page
+        output = self.training_step(batch, batch_idx)
+        if not isinstance(output, Tensor):
+            output = self._unpack(output)
+            if output is None:
+                return None
+        elif self.extras:
+            self.extras = {}
+        if not output.requires_grad:
+            raise no_gradient(self.module, output, batch_idx)
+        accumulate = self.trainer.accumulate_grad_batches
+        return output if accumulate == 1 else output / accumulate
+
+    def _unpack(self, output: Any) -> Tensor | None:
+        """The loss in an output that is not a tensor."""
+        self.extras = {}
+        if output is None:
+            if self.trainer.world_size > 1:
+                raise RuntimeError(
+                    "`training_step` returned None, which skips the batch on this process only: the others would"
+                    " wait for"
+                    " its gradients. Return `loss * 0` instead."
+                )
+            self._warned.warn(
+                "`training_step` returned None: the batch is skipped. If that is not meant, return the loss."
+            )
+            return None
+        if isinstance(output, Mapping):
+            loss = output.get("loss")
+            if isinstance(loss, Tensor):
+                self.extras = {name: value for name, value in output.items() if name != "loss"}
+                return loss
+            given = f"a dictionary with keys {sorted(map(str, output))}" + ("" if loss is None else f", loss: {loss!r}")
+        else:
+            given = f"{type(output).__name__}"
+        raise LossError(
+            f"`{type(self.module).__name__}.training_step` returned {given}; in automatic optimisation it must"
+            " return the loss"
+            ' tensor, or a dictionary with it under "loss", or None to skip the batch.',
+            subject=output,
+        )
+
+    def zero_grad(self, batch_idx: int) -> None:
+        """Sets the gradients to zero, after the forward pass."""
+        for call in self.hooks.on_before_zero_grad:
+            call(self.optimizer)
+        self.clear_gradients(batch_idx)
+
+    def bind_zero_grad(self) -> Callable[[int], None]:
+        """``optimizer.zero_grad``, or the module's ``optimizer_zero_grad`` if it is overridden."""
+        optimizer = self.optimizer
+        assert optimizer is not None
+        if overrides(self.module, "optimizer_zero_grad", LightningModule):
+            own = opened(self.book, "optimizer_zero_grad", self.module.optimizer_zero_grad)
+            return lambda batch_idx: own(self.trainer.current_epoch, batch_idx, optimizer)
+        return lambda batch_idx: optimizer.zero_grad()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass with its hooks."""
+        if self.scales:
+            loss = self.precision.scale_loss(loss)
+        for call in self.hooks.on_before_backward:
+            call(loss)
+        self.gradients(loss, *args, **kwargs)
+        for call in self.hooks.on_after_backward:
+            call()
+
+    def before_update(self, loss: Tensor | None) -> None:
+        """Everything between the gradients and the optimizer's step: unscaling, hooks, clipping."""
+        if self.scales and loss is not None:
+            self.precision.unscale_gradients(self.optimizer)
+        for call in self.hooks.on_before_optimizer_step:
+            call(self.optimizer)
+        for call in self.clip:
+            call(self.optimizer)
+
+    def bind_clipping(self) -> tuple[Callable[[Any], None], ...]:
+        """Who clips: nobody if there is no limit and nothing is overridden."""
+        trainer, module = self.trainer, self.module
+        own = overrides(module, "configure_gradient_clipping", LightningModule)
+        if not own and not trainer.gradient_clip_val and not overrides(module, "clip_gradients", LightningModule):
+            return ()
+        clip = opened(self.book, "configure_gradient_clipping", module.configure_gradient_clipping)
+
+        def call(optimizer: Any) -> None:
+            clip(
+                optimizer,
+                gradient_clip_val=trainer.gradient_clip_val,
+                gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+            )
+
+        return (call,)
+
+    def outputs(self, loss: Tensor | None) -> dict[str, Any]:
+        """What ``on_train_batch_end`` gets; made only if somebody listens."""
+        if loss is None or not self.hooks.on_train_batch_end:
+            return {}
+        return {"loss": loss.detach().clone(), **self.extras}
+
+    clear_gradients: Callable[[int], None]
+    clip: tuple[Callable[[Any], None], ...] = ()
+
+
+class AutomaticStep(Step):
+    """training_step; zero_grad; backward; clip; step."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fit: FitLoop) -> None:
+        super().__init__(trainer, module, fit)
+        self.clear_gradients = self.bind_zero_grad()
+        self.clip = self.bind_clipping()
+        optimizer = self.optimizer
+        assert optimizer is not None
+        self.update = partial(self.precision.optimizer_step, optimizer) if self.scales else optimizer.step
+        self.run_backward = route_backward(self.strategy, self.backward, optimizer)
+        self.unsynchronised: Callable[[], AbstractContextManager[Any]] = partial(
+            self.strategy.no_backward_sync, module, True
+        )
+        self.always_syncs = self.strategy.world_size == 1
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Trains on one batch, and steps the optimizer if the window of accumulated batches closes with it."""
+        if self.fit.closes:
+            loss = self.gradient(batch, batch_idx)
+            self.before_update(loss)
+            if loss is not None or not self.scales:
+                self.update()
+            self.fit.global_step += 1
+        elif self.always_syncs:
+            loss = self.gradient(batch, batch_idx)
+        else:
+            with self.unsynchronised():
+                loss = self.gradient(batch, batch_idx)
+        return self.outputs(loss)
+
+    def gradient(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Forward and backward of one batch; the window's first batch sets the gradients to zero in between."""
+        loss = self.forward(batch, batch_idx)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.zero_grad(batch_idx)
+        if loss is not None:
+            self.run_backward(loss)
+        return loss
+
+
+class ClosureStep(AutomaticStep):
+    """The same parts as a closure, called by the optimizer or by the module's ``optimizer_step``."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fit: FitLoop) -> None:
+        super().__init__(trainer, module, fit)
+        self.lightning_optimizer = trainer.lightning_optimizers[0]
+        run_step = route(self.strategy, "optimizer_step", self.run_step)
+        self.lightning_optimizer.connect(run_step)
+        self.user_step = opened(self.book, "optimizer_step", module.optimizer_step)
+        self.loss: Tensor | None = None
+        self.evaluated = False
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Trains on one batch; the optimizer calls back for the loss if the window closes with it."""
+        if not self.fit.closes:
+            return super().__call__(batch, batch_idx)
+        self.evaluated = False
+
+        def closure() -> Tensor | None:
+            page = self.book.page
+            self.loss = self.gradient(batch, batch_idx)
+            self.evaluated = True
+            self.book.page = page
+            return self.loss
+
+        self.user_step(self.trainer.current_epoch, batch_idx, self.lightning_optimizer, closure)
+        if not self.evaluated:
+            raise MisconfigurationException(
+                f"`{type(self.module).__name__}.optimizer_step` did not call the closure, so nothing was computed."
+                " Call `optimizer.step(closure=optimizer_closure)`, or `optimizer_closure()` yourself."
+            )
+        self.fit.global_step += 1
+        return self.outputs(self.loss)
+
+    def run_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """The real step, with hooks and clipping between the closure and the update."""
+
+        def evaluate() -> Any:
+            loss = closure()
+            page = self.book.page
+            self.before_update(loss if isinstance(loss, Tensor) else None)
+            self.book.page = page
+            return loss
+
+        if not self.scales:
+            return optimizer.step(evaluate, **kwargs)
+        loss = evaluate()
+        return self.precision.optimizer_step(optimizer, **kwargs) if loss is not None else None
+
+
+class ManualStep(Step):
+    """Calls ``training_step``; optimizers, gradients and schedulers are the user's."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fit: FitLoop) -> None:
+        super().__init__(trainer, module, fit)
+        run_step = route(self.strategy, "optimizer_step", self.run_step)
+        for optimizer in trainer.lightning_optimizers:
+            optimizer.connect(run_step, self.count)
+        self.run_backward = route_backward(self.strategy, super().backward, None)
+
+    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Calls ``training_step``; what it returns is only passed on to the hooks."""
+        self.book.page = self.page
+        output = self.training_step(batch, batch_idx)
+        if isinstance(output, Tensor):
+            return {"loss": output.detach()}
+        if output is None:
+            return {}
+        if isinstance(output, Mapping):
+            loss = output.get("loss")
+            return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
+        raise LossError(
+            f"`{type(self.module).__name__}.training_step` returned {type(output).__name__}; in manual optimisation"
+            " it may"
+            " return a tensor, a dictionary, or nothing.",
+            subject=output,
+        )
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass with its hooks, called through ``manual_backward`` in the middle of ``training_step``."""
+        page = self.book.page
+        self.run_backward(loss, *args, **kwargs)
+        self.book.page = page
+
+    def run_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        """One optimizer's step, with its hooks."""
+
+        def evaluate() -> Any:
+            loss = closure()
+            page = self.book.page
+            if self.scales:
+                self.precision.unscale_gradients(optimizer)
+            for call in self.hooks.on_before_optimizer_step:
+                call(optimizer)
+            self.book.page = page
+            return loss
+
+        if not self.scales:
+            return optimizer.step(evaluate, **kwargs)
+        evaluate()
+        return self.precision.optimizer_step(optimizer, **kwargs)
+
+    def count(self) -> None:
+        """An optimizer has stepped."""
+        self.fit.global_step += 1
+
+
+def choose_step(trainer: Trainer, module: LightningModule, fit: FitLoop) -> Step:
+    """The kind of step this run needs."""
+    if not module.automatic_optimization:
+        return ManualStep(trainer, module, fit)
+    own_step = overrides(module, "optimizer_step", LightningModule) or strategy_overrides(
+        trainer.strategy, "optimizer_step"
+    )
+    if own_step or any(needs_closure(optimizer) for optimizer in trainer.strategy.optimizers):
+        return ClosureStep(trainer, module, fit)
+    return AutomaticStep(trainer, module, fit)
+
+
+def no_gradient(module: LightningModule, loss: Tensor, batch_idx: int) -> LossError:
+    """The error for a loss that autograd cannot follow back to the parameters."""
+    trainable = sum(parameter.requires_grad for parameter in module.parameters())
+    reason = (
+        "Every parameter is frozen (`requires_grad=False`): unfreeze some, e.g. `self.unfreeze()`."
+        if not trainable
+        else "It was probably cut off by `.detach()`, `.item()`, `torch.no_grad()` or `torch.tensor(loss)`."
+    )
+    return LossError(
+        f"The loss that `{type(module).__name__}.training_step` returned for batch {batch_idx} does not require grad"
+        f" (shape {tuple(loss.shape)}, {loss.dtype}), so nothing can be learned from it. {reason}",
+        subject=loss,
+    )

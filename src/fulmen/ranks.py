@@ -1,0 +1,153 @@
+"""Doing things on rank 0 only; works before, during and after the life of a process group.
+
+The rank is found in the environment when this module is imported and set again by the strategies once they know better
+(`rank_zero_only.rank = 3`).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+from fulmen.errors import LightningDeprecationWarning, PossibleUserWarning
+
+__all__ = [
+    "WarningCache",
+    "disable_possible_user_warnings",
+    "rank_prefixed_message",
+    "rank_zero_debug",
+    "rank_zero_deprecation",
+    "rank_zero_info",
+    "rank_zero_only",
+    "rank_zero_warn",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+D = TypeVar("D")
+
+log = logging.getLogger("fulmen")
+
+# Every public function here has a `stacklevel` whose default names its caller; one more names the caller's caller.
+# The defaults (4, 5, 6) are those users know; the frames they count that do not exist here are taken off again.
+_UNUSED_FRAMES = 2
+
+
+def _rank_from(environment: Mapping[str, str]) -> int:
+    for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if (rank := environment.get(variable)) is not None:
+            return int(rank)
+    return 0
+
+
+class _RankZeroOnly(Protocol):
+    """The type of `rank_zero_only`: a decorator that knows the rank."""
+
+    rank: int
+
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R | None]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], default: D) -> Callable[P, R | D]: ...
+    def __call__(self, fn: Callable[..., Any], default: Any = None) -> Callable[..., Any]: ...
+
+
+def _with_rank(decorator: Callable[..., Any]) -> _RankZeroOnly:
+    ranked = cast(_RankZeroOnly, decorator)
+    ranked.rank = _rank_from(os.environ)
+    return ranked
+
+
+@_with_rank
+def rank_zero_only(fn: Callable[..., Any], default: Any = None) -> Callable[..., Any]:
+    """Make `fn` run on rank 0 only; the rank is looked up at each call.
+
+    Args:
+        fn: The function or method to wrap.
+        default: What the other ranks get instead of the result.
+    """
+
+    @functools.wraps(fn)
+    def only_on_rank_zero(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs) if rank_zero_only.rank == 0 else default
+
+    return only_on_rank_zero
+
+
+def rank_zero_info(*args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
+    """Log a record of level INFO on rank 0; arguments as for `logging.Logger.info`."""
+    if rank_zero_only.rank == 0:
+        log.info(*args, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
+
+
+def rank_zero_debug(*args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
+    """Log a record of level DEBUG on rank 0; arguments as for `logging.Logger.debug`."""
+    if rank_zero_only.rank == 0:
+        log.debug(*args, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
+
+
+def rank_zero_warn(
+    message: str | Warning, stacklevel: int = 4, category: type[Warning] = UserWarning, **kwargs: Any
+) -> None:
+    """Warn on rank 0.
+
+    Args:
+        message: The text, or a ready made warning.
+        stacklevel: Which frame the warning names: 4 is the caller, 5 the caller's caller, and so on.
+        category: Class of the warning.
+        **kwargs: Further arguments of `warnings.warn`.
+    """
+    if rank_zero_only.rank == 0:
+        warnings.warn(message, category=category, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
+
+
+def rank_zero_deprecation(message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+    """Warn on rank 0 with a `LightningDeprecationWarning`; 5 is the caller's `stacklevel`."""
+    kwargs.setdefault("category", LightningDeprecationWarning)
+    rank_zero_warn(message, stacklevel=stacklevel, **kwargs)
+
+
+def rank_prefixed_message(message: str, rank: int | None) -> str:
+    """`message` with the rank in front, so that lines of several processes can be told apart."""
+    return message if rank is None else f"[rank: {rank}] {message}"
+
+
+class WarningCache(set[str]):
+    """A memory of what was said, to say it once."""
+
+    def warn(self, message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+        """`rank_zero_warn`, unless this message was here before."""
+        if message not in self:
+            self.add(message)
+            rank_zero_warn(message, stacklevel=stacklevel, **kwargs)
+
+    def deprecation(self, message: str, stacklevel: int = 6, **kwargs: Any) -> None:
+        """`rank_zero_deprecation`, unless this message was here before."""
+        if message not in self:
+            self.add(message)
+            rank_zero_deprecation(message, stacklevel=stacklevel, **kwargs)
+
+    def info(self, message: str, stacklevel: int = 5, **kwargs: Any) -> None:
+        """`rank_zero_info`, unless this message was here before."""
+        if message not in self:
+            self.add(message)
+            rank_zero_info(message, stacklevel=stacklevel, **kwargs)
+
+
+def disable_possible_user_warnings(module: str = "") -> None:
+    """Silence the advice that may not apply (`PossibleUserWarning`).
+
+    The environment variable `POSSIBLE_USER_WARNINGS=off` (or `0`) does the same for a whole process.
+
+    Args:
+        module: Regular expression for the modules whose warnings are meant; empty means all.
+    """
+    warnings.filterwarnings("ignore", module=module, category=PossibleUserWarning)
+
+
+if os.environ.get("POSSIBLE_USER_WARNINGS", "").lower() in ("off", "0"):
+    disable_possible_user_warnings()

@@ -1,0 +1,93 @@
+"""Which checkpoint ``ckpt_path`` means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fulmen.ranks import rank_zero_warn
+
+if TYPE_CHECKING:
+    from fulmen.trainer import Trainer
+
+
+def choose(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
+    """The path of the checkpoint to load, None to load none.
+
+    Args:
+        trainer: Whose callbacks know about checkpoints.
+        ckpt_path: A path or URL, "best", "last", "hpc", or None.
+        model_given: Whether the call named a model.
+    """
+    asked = trainer.state.fn
+    if ckpt_path is None:
+        if trainer.user_ckpt_path is not None:
+            ckpt_path = trainer.user_ckpt_path
+        elif asked != "fit" and not model_given:
+            rank_zero_warn(
+                f"`Trainer.{asked}()` without a model and without `ckpt_path` takes the best checkpoint of the last"
+                " fit."
+                f' Write `ckpt_path="best"` to say so.'
+            )
+            ckpt_path = "best"
+        else:
+            return None
+    elif trainer.user_ckpt_path is not None:
+        rank_zero_warn(f"`trainer.ckpt_path` was set, but the argument `ckpt_path={ckpt_path!r}` wins.")
+    named: dict[Any, Callable[[Trainer], str | None]] = {"best": best, "last": last, "hpc": hpc}
+    if ckpt_path in named:
+        return named[ckpt_path](trainer)
+    if not os.fspath(ckpt_path):
+        raise ValueError('`ckpt_path=""` is empty. Give a path, "best", "last", or None.')
+    return os.fspath(ckpt_path)
+
+
+def best(trainer: Trainer) -> str:
+    """The best checkpoint of the first checkpoint callback."""
+    callbacks = trainer.checkpoint_callbacks
+    if not callbacks:
+        raise ValueError(
+            '`ckpt_path="best"`, but there is no checkpoint callback. Add `ModelCheckpoint(monitor=...)` to the'
+            " callbacks."
+        )
+    if len(callbacks) > 1:
+        rank_zero_warn('`ckpt_path="best"` with several checkpoint callbacks takes the first one\'s best.')
+    path = getattr(callbacks[0], "best_model_path", "")
+    if not path:
+        reason = " `fast_dev_run` saves none." if trainer.fast_dev_run else " Has `fit` saved one?"
+        raise ValueError(
+            f'`ckpt_path="best"`, but {type(callbacks[0]).__name__} has no best checkpoint.{reason} Pass a path'
+            " instead."
+        )
+    return str(path)
+
+
+def last(trainer: Trainer) -> str | None:
+    """The newest of the "last" checkpoints in the directories of the checkpoint callbacks."""
+    found = [path for callback in trainer.checkpoint_callbacks for path in last_files(callback, trainer)]
+    if not found:
+        rank_zero_warn('`ckpt_path="last"`: there is no last checkpoint (yet). Training starts from the beginning.')
+        return None
+    return max(found, key=os.path.getmtime)
+
+
+def last_files(callback: Any, trainer: Trainer) -> list[str]:
+    """The files of one checkpoint callback that are its last checkpoint, or a version of it."""
+    directory = callback.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+    name = getattr(callback, "CHECKPOINT_NAME_LAST", None) or getattr(callback, "filename", "")
+    return [str(path) for path in Path(directory).glob(f"{name}*.ckpt")] if name else []
+
+
+def hpc(trainer: Trainer) -> str:
+    """The highest-numbered ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``."""
+    numbered = {
+        int(match.group(1)): path
+        for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")
+        if (match := re.fullmatch(r"hpc_ckpt_(\d+)\.ckpt", path.name))
+    }
+    if not numbered:
+        raise ValueError(f'`ckpt_path="hpc"`, but there is no `hpc_ckpt_<n>.ckpt` in {trainer.default_root_dir}.')
+    return str(numbered[max(numbered)])

@@ -1,0 +1,59 @@
+"""Signals during a run: the handlers set a flag, the loop acts on it after the batch under way."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from fulmen.ranks import rank_zero_info
+
+
+class Signals:
+    """Installs handlers for SIGTERM and SIGINT around a run, and puts the former ones back.
+
+    Attributes:
+        sigterm: Whether SIGTERM has come.
+        sigint: Whether Ctrl-C was pressed. A second one raises KeyboardInterrupt at once.
+    """
+
+    def __init__(self) -> None:
+        self.sigterm = False
+        self.sigint = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self.sigterm = self.sigint = False
+        # Python delivers signals to the main thread only, and only it may install handlers.
+        if threading.current_thread() is threading.main_thread():
+            self._install(signal.SIGTERM, self._on_sigterm)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self._install(signal.SIGINT, self._on_sigint)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before = {}
+
+    @property
+    def received(self) -> bool:
+        """Whether the run is asked to leave."""
+        return self.sigterm or self.sigint
+
+    def _install(self, number: signal.Signals, handler: Any) -> None:
+        self._before[number] = signal.getsignal(number)
+        signal.signal(number, handler)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self.sigterm = True
+        before = self._before.get(number)
+        if callable(before):
+            before(number, frame)
+
+    def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if self.sigint:
+            raise KeyboardInterrupt
+        self.sigint = True
+        rank_zero_info("Ctrl-C: the run ends after this batch. Press it again to leave at once.")

@@ -1,0 +1,77 @@
+"""Where a Trainer is: the function it was asked for, the stage it is in, and how that is going."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fulmen.types import CaselessEnum
+
+__all__ = ["RunningStage", "TrainerFn", "TrainerState", "TrainerStatus"]
+
+
+class TrainerStatus(CaselessEnum):
+    """How the run is going."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has ended, one way or the other."""
+        return self in (TrainerStatus.FINISHED, TrainerStatus.INTERRUPTED)
+
+
+class TrainerFn(CaselessEnum):
+    """What the user asked the Trainer for."""
+
+    FITTING = "fit"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+
+class RunningStage(CaselessEnum):
+    """What is running now; one `fit` passes through several stages."""
+
+    TRAINING = "train"
+    SANITY_CHECKING = "sanity_check"
+    VALIDATING = "validate"
+    TESTING = "test"
+    PREDICTING = "predict"
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether metrics are being measured without training."""
+        return self in (RunningStage.SANITY_CHECKING, RunningStage.VALIDATING, RunningStage.TESTING)
+
+    @property
+    def dataloader_prefix(self) -> str:
+        """The first part of `<prefix>_dataloader`, the hook this stage's data come from."""
+        return "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
+
+
+@dataclass
+class TrainerState:
+    """Status, function and stage of a Trainer.
+
+    Args:
+        status: How the run is going.
+        fn: What was asked for; None before the first run.
+        stage: What is running now; None between runs.
+    """
+
+    status: TrainerStatus = TrainerStatus.INITIALIZING
+    fn: TrainerFn | None = None
+    stage: RunningStage | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last run came to its regular end."""
+        return self.status is TrainerStatus.FINISHED
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last run has ended, one way or the other."""
+        return self.status.stopped

@@ -1,0 +1,59 @@
+"""Tracebacks that show the user's line first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fulmen.trainer import Trainer
+
+_HERE = str(Path(__file__).parent) + os.sep
+
+
+def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
+    """Takes fulmen's own frames out of a traceback that ends in other code, and notes where the run was.
+
+    The frames stay if the error was raised by fulmen itself, or if FULMEN_FULL_TRACEBACK is set.
+
+    Args:
+        error: What was raised.
+        trainer: The run.
+    """
+    note = where(trainer)
+    if note and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    frames = _frames(error.__traceback__)
+    if os.environ.get("FULMEN_FULL_TRACEBACK") or not frames or _ours(frames[-1]):
+        return error
+    kept = None
+    for frame in reversed([frame for frame in frames if not _ours(frame)]):
+        kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return error.with_traceback(kept)
+
+
+def where(trainer: Trainer) -> str:
+    """Where a run is, in one line."""
+    stage = trainer.state.stage
+    if stage is None:
+        return ""
+    fit = trainer.fit_loop
+    if trainer.training and fit.batch_idx >= 0:
+        return f"During fit: epoch {trainer.current_epoch}, batch {fit.batch_idx}, global step {trainer.global_step}."
+    return (
+        f"During {trainer.state.fn}: {stage.value}, epoch {trainer.current_epoch}, global step {trainer.global_step}."
+    )
+
+
+def _frames(traceback: TracebackType | None) -> list[TracebackType]:
+    frames = []
+    while traceback is not None:
+        frames.append(traceback)
+        traceback = traceback.tb_next
+    return frames
+
+
+def _ours(frame: TracebackType) -> bool:
+    return frame.tb_frame.f_code.co_filename.startswith(_HERE)

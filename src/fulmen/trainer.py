@@ -1,0 +1,574 @@
+"""Trainer: takes a module and data, and runs them.
+
+The way of a run: an entry point (``fit``, ``validate``, ``test``, ``predict``) calls ``_run``, which prepares
+everything,
+runs one loop (``loops/``), and cleans up, whatever happens. All of the ``try / except / finally`` of fulmen is here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fulmen import assemble, resume, settings, snapshot
+from fulmen.book import Book, SilentBook
+from fulmen.describe import describe
+from fulmen.errors import SIGTERMException
+from fulmen.fabric.plan import resolve
+from fulmen.fabric.seed import isolate_rng
+from fulmen.hooks import HookTable, compile_hooks, opened
+from fulmen.hparams import clean_namespace
+from fulmen.hyperlog import log_hyperparameters
+from fulmen.loops.evaluate import EvaluationLoop
+from fulmen.loops.fit import FitLoop, resolve_epochs
+from fulmen.loops.predict import PredictionLoop
+from fulmen.module import LightningModule
+from fulmen.optim import LightningOptimizer, configure
+from fulmen.ranks import rank_zero_info
+from fulmen.signals import Signals
+from fulmen.sources import DataSources
+from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from fulmen.timings import Timings
+from fulmen.traceback import show_user_first
+from fulmen.tree import to_scalars
+from fulmen.unpack import datamodule_and_loaders, lightning_module
+from fulmen.verify import verify
+from fulmen.view import TrainerView, restore_process_flags
+
+
+class Trainer(TrainerView):
+    """Runs the training, evaluation and prediction of a ``LightningModule``.
+
+    Args:
+        accelerator: "auto", "cpu", "gpu", "cuda", "mps" or an ``Accelerator``.
+        strategy: "auto", the name of a strategy, or a ``Strategy``.
+        devices: How many devices, or which.
+        num_nodes: Number of machines.
+        precision: "32-true", "64-true", "16-true", "bf16-true", "16-mixed" or "bf16-mixed".
+        logger: A logger, several, True for the default one, False for none.
+        callbacks: A callback or several.
+        fast_dev_run: Run one batch (True) or n batches of each loop, without loggers and checkpoints.
+        max_epochs: Epochs at most; -1 for no limit. Default: 1000 if there is no other limit.
+        min_epochs: Epochs at least.
+        max_steps: Optimizer steps at most; -1 for no limit.
+        min_steps: Optimizer steps at least.
+        max_time: Time at most: "DD:HH:MM:SS", a timedelta, or a dict of its arguments.
+        limit_train_batches: Training batches an epoch: a number (int) or a fraction (float).
+        limit_val_batches: Validation batches of each loader, likewise.
+        limit_test_batches: Test batches of each loader, likewise.
+        limit_predict_batches: Prediction batches of each loader, likewise.
+        overfit_batches: Train and validate on this many batches (int) or this fraction, unshuffled.
+        val_check_interval: Validate every n training batches (int), every fraction of an epoch (float), or time.
+        check_val_every_n_epoch: Validate every n epochs; None counts ``val_check_interval`` over epochs.
+        num_sanity_val_steps: Validation batches run before training; -1 for all.
+        log_every_n_steps: How often the step metrics go to the loggers; 0 for never.
+        enable_checkpointing: Whether there is a ``ModelCheckpoint`` without being asked for.
+        enable_progress_bar: Whether there is a progress bar.
+        enable_model_summary: Whether a summary of the module is printed before training.
+        accumulate_grad_batches: Batches whose gradients are added up for one optimizer step.
+        gradient_clip_val: Limit of the gradients; None or 0 clips nothing.
+        gradient_clip_algorithm: "norm" (default) or "value".
+        deterministic: Use deterministic algorithms (True), or warn where there is none ("warn").
+        benchmark: Value of ``torch.backends.cudnn.benchmark``.
+        inference_mode: Evaluate under ``torch.inference_mode`` (else ``torch.no_grad``).
+        use_distributed_sampler: Whether samplers are replaced on several processes.
+        profiler: Reserved for profilers by name or object.
+        detect_anomaly: Autograd's anomaly detection during fit.
+        barebones: Turn off everything that is not the bare loop, to measure it.
+        plugins: Precision, checkpoint IO or environment plugins.
+        sync_batchnorm: Synchronise batch norm between processes.
+        reload_dataloaders_every_n_epochs: Ask for the train and val loaders again every n epochs.
+        default_root_dir: Where logs and checkpoints go by default; the working directory if not given.
+        enable_autolog_hparams: Whether hyperparameters are logged at the start of a run.
+        model_registry: Name under which a model registry keeps the model.
+    """
+
+    @settings.defaults_from_environment
+    def __init__(
+        self,
+        *,
+        accelerator: Any = "auto",
+        strategy: Any = "auto",
+        devices: Any = "auto",
+        num_nodes: int = 1,
+        precision: Any | None = None,
+        logger: Any | Iterable[Any] | bool | None = None,
+        callbacks: list[Any] | Any | None = None,
+        fast_dev_run: int | bool = False,
+        max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_steps: int = -1,
+        min_steps: int | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_checkpointing: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: Any | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        plugins: Any | None = None,
+        sync_batchnorm: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
+        default_root_dir: str | Path | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
+    ) -> None:
+        self._set_up({name: value for name, value in locals().items() if name != "self"})
+
+    def _set_up(self, given: dict[str, Any]) -> None:
+        resolved = settings.read(given)
+        planned = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm")
+        self.plan = resolve(**{name: given[name] for name in planned})
+        limits = {name: resolved.pop(name) for name in ("max_epochs", "min_epochs", "max_steps", "min_steps")}
+        assembled = ("logger", "callbacks", "max_time", *planned)
+        self.__dict__.update({name: value for name, value in resolved.items() if name not in assembled})
+        self.state = TrainerState()
+        self.book = SilentBook() if resolved["barebones"] else Book()
+        self.hooks = HookTable()
+        self.data = DataSources(self)
+        self.signals = Signals()
+        self.timings: dict[str, float] = {}
+        self.should_stop = False
+        self.lightning_optimizers: list[LightningOptimizer] = []
+        self.user_ckpt_path = self._loaded_from = None
+        self.fit_loop = FitLoop(self, **limits)
+        self.validate_loop = EvaluationLoop(self, "validate", own=True)
+        self.test_loop = EvaluationLoop(self, "test", own=True)
+        self.predict_loop = PredictionLoop(self)
+        self.loggers = assemble.loggers_of(resolved)
+        self.callbacks = assemble.callbacks_of(resolved)
+
+    # ------------------------------------------------------------------------------------------------ entry points
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Trains a module.
+
+        Args:
+            model: The module.
+            train_dataloaders: The training data: a loader, or several in a list or dict.
+            val_dataloaders: The validation data, likewise.
+            datamodule: The source of the data, instead of loaders.
+            ckpt_path: Checkpoint to go on from: a path or URL, "last" or "best".
+            weights_only: As for ``torch.load``; False unpickles anything, so only for files that you trust.
+        """
+        module = lightning_module(model, "fit")
+        datamodule, loaders = datamodule_and_loaders(
+            "fit", datamodule, train=train_dataloaders, validate=val_dataloaders
+        )
+        self.should_stop = False
+        self._run(TrainerFn.FITTING, RunningStage.TRAINING, module, datamodule, loaders, ckpt_path, weights_only)
+
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Runs one pass over the validation data.
+
+        Args:
+            model: The module; None for the one of the last run.
+            dataloaders: The data: a loader, or several in a list.
+            ckpt_path: Checkpoint whose weights are validated: a path or URL, "last" or "best".
+            verbose: Whether the results are printed.
+            datamodule: The source of the data, instead of loaders.
+            weights_only: As for ``torch.load``.
+
+        Returns:
+            For each loader a dictionary of the metrics logged by epoch.
+        """
+        return self._evaluate(
+            TrainerFn.VALIDATING,
+            RunningStage.VALIDATING,
+            model,
+            dataloaders,
+            ckpt_path,
+            verbose,
+            datamodule,
+            weights_only,
+        )
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+        datamodule: Any = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Runs one pass over the test data; arguments and result as for ``validate``."""
+        return self._evaluate(
+            TrainerFn.TESTING, RunningStage.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only
+        )
+
+    def _evaluate(
+        self,
+        fn: TrainerFn,
+        stage: RunningStage,
+        model: Any,
+        dataloaders: Any,
+        ckpt_path: Any,
+        verbose: bool,
+        datamodule: Any,
+        weights_only: bool | None,
+    ) -> list[dict[str, float]]:
+        module = lightning_module(model, fn.value, self.strategy.lightning_module)
+        datamodule, loaders = datamodule_and_loaders(fn.value, datamodule, **{fn.value: dataloaders})
+        results = self._run(fn, stage, module, datamodule, loaders, ckpt_path, weights_only, model is not None)
+        if verbose and results and self.is_global_zero:
+            from fulmen.results import print_results
+
+            print_results(results, fn.value)
+        return results  # type: ignore[no-any-return]
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: Any = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Any] | None:
+        """Runs ``predict_step`` over data.
+
+        Args:
+            model: The module; None for the one of the last run.
+            dataloaders: The data: a loader, or several in a list.
+            datamodule: The source of the data, instead of loaders.
+            return_predictions: Whether the outputs are collected and returned (default yes).
+            ckpt_path: Checkpoint whose weights predict: a path or URL, "last" or "best".
+            weights_only: As for ``torch.load``.
+
+        Returns:
+            The outputs by batch, on the CPU; with several loaders one such list for each.
+        """
+        module = lightning_module(model, "predict", self.strategy.lightning_module)
+        datamodule, loaders = datamodule_and_loaders("predict", datamodule, predict=dataloaders)
+        self.predict_loop.return_predictions = return_predictions is not False
+        result: list[Any] | None = self._run(
+            TrainerFn.PREDICTING,
+            RunningStage.PREDICTING,
+            module,
+            datamodule,
+            loaders,
+            ckpt_path,
+            weights_only,
+            model is not None,
+        )
+        return result
+
+    # ------------------------------------------------------------------------------------------------ a run
+
+    def _run(
+        self,
+        fn: TrainerFn,
+        stage: RunningStage,
+        module: LightningModule,
+        datamodule: Any,
+        loaders: dict[str, Any],
+        ckpt_path: Any,
+        weights_only: bool | None,
+        model_given: bool = True,
+    ) -> Any:
+        """Prepares, runs the loop, cleans up; the only place where exceptions are caught."""
+        self.state = TrainerState(TrainerStatus.RUNNING, fn, stage)
+        undo_flags = restore_process_flags(self.benchmark, self.deterministic)
+        grad_mode = torch.is_grad_enabled()
+        try:
+            self._attach(module, datamodule, loaders)
+            checkpoint = self._prepare(ckpt_path, weights_only, model_given)
+            self._ready(checkpoint)
+            del checkpoint
+            with self.signals:
+                if stage == RunningStage.TRAINING:
+                    self._sanity_check()
+                    with torch.autograd.set_detect_anomaly(self.detect_anomaly):
+                        self.fit_loop.run()
+                    result = None
+                else:
+                    with self._no_gradients():
+                        result = self._evaluation_loop().run()
+            self._finish()
+            return result
+        except KeyboardInterrupt as error:
+            self._fail(error)
+            rank_zero_info("Interrupted by Ctrl-C.")
+            sys.exit(1)
+        except BaseException as error:
+            self._fail(error)
+            raise show_user_first(error, self)  # noqa: B904 - the same exception, with fewer frames of ours
+        finally:
+            torch.set_grad_enabled(grad_mode)
+            undo_flags()
+
+    def _attach(self, module: LightningModule, datamodule: Any, loaders: dict[str, Any]) -> None:
+        """Connects the module and the data to this trainer."""
+        for loop in (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop):
+            loop.drop_data()
+        if self.state.fn == "fit":
+            resolve_epochs(self)
+            self.fit_loop.start_over()
+        clean_namespace(module.hparams)
+        self.strategy.connect(module)
+        self.data.attach(datamodule, **loaders)
+        self.book.close()
+        self.book.module = module
+        module.trainer = self
+        if datamodule is not None:
+            self._datamodule = datamodule
+            datamodule.trainer = self
+        assemble.merge_model_callbacks(self)
+        for callback in self.callbacks:
+            callback.log, callback.log_dict = module.log, module.log_dict  # type: ignore[attr-defined]
+
+    def _prepare(self, ckpt_path: Any, weights_only: bool | None, model_given: bool) -> dict[str, Any] | None:
+        """Everything up to optimizers and devices; returns the checkpoint to go on from, if there is one."""
+        module, datamodule = self.lightning_module, self.data.datamodule
+        verify(self, module)
+        path = resume.choose(self, ckpt_path, model_given)
+        self._loaded_from = path
+        self.recompile_hooks()
+        self.strategy.setup_environment()
+        for owner in (datamodule, module):
+            if owner is not None:
+                opened(self.book, "prepare_data", owner.prepare_data)()
+        for logger in self.loggers:
+            getattr(logger, "experiment", None)
+        self.hooks.call("setup", self.state.fn)
+        with self.strategy.model_sharded_context(), self.strategy.module_init_context():
+            self._call_module("configure_model")
+        checkpoint = None
+        if path is not None:
+            checkpoint = snapshot.load(self, path, weights_only)
+            snapshot.restore_module(self, checkpoint)
+            rank_zero_info(f"Restored from {path}.")
+        self.book.forget()
+        self.strategy.setup(self)
+        self.book.device = self.strategy.root_device
+        if self.state.fn == "fit":
+            self.hooks.call("on_fit_start")
+        return checkpoint
+
+    def _ready(self, checkpoint: dict[str, Any] | None) -> None:
+        """The last things before the loop: hyperparameters to the loggers, training state from the checkpoint."""
+        log_hyperparameters(self)
+        for logger in self.loggers:
+            logger.log_graph(self.lightning_module)
+            logger.save()
+        if checkpoint is not None:
+            snapshot.restore_training(self, checkpoint)
+        self.recompile_hooks()
+        self.lightning_module.zero_grad()
+
+    def _sanity_check(self) -> None:
+        """A few validation batches before training, so that errors in validation show before an epoch is spent."""
+        resumed = self.fit_loop.resumed or self._loaded_from is not None
+        if not self.enable_validation or not self.num_sanity_val_steps or resumed:
+            return
+        loop = self.fit_loop.val_loop
+        self.state.stage = RunningStage.SANITY_CHECKING
+        with isolate_rng(), torch.no_grad():
+            self.hooks.call("on_sanity_check_start")
+            loop.run(self.num_sanity_val_steps)
+            self.book.forget()
+            self.hooks.call("on_sanity_check_end")
+        loop.batch_progress.reset()
+        loop.forget_seen()
+        self.book.forget()
+        self.state.stage = RunningStage.TRAINING
+
+    def _finish(self) -> None:
+        """Ends a run that went well."""
+        self._release()
+        if self.state.fn == "fit":
+            self.hooks.call("on_fit_end")
+        self.hooks.call("teardown", self.state.fn)
+        for logger in self.loggers:
+            logger.finalize("success")
+        self.book.close()
+        self.state.status, self.state.stage = TrainerStatus.FINISHED, None
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends a run that an exception has ended; its own failures must not hide that exception."""
+        self.state.status = TrainerStatus.INTERRUPTED
+        try:
+            self.hooks.call("on_exception", error)
+            for logger in self.loggers:
+                logger.finalize("failed")
+        except Exception as second:
+            error.add_note(f"While this was handled, {type(second).__name__} was raised: {second}")
+        self._release()
+        self.book.close()
+        self.state.stage = None
+
+    def _release(self) -> None:
+        """Gives devices and workers back."""
+        self.strategy.teardown()
+        for loop in (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop):
+            loop.close_data()
+        self.book.to_cpu()
+
+    def _no_gradients(self) -> AbstractContextManager[Any]:
+        return torch.inference_mode() if self.inference_mode else torch.no_grad()
+
+    def _evaluation_loop(self) -> Any:
+        return {"validate": self.validate_loop, "test": self.test_loop, "predict": self.predict_loop}[
+            str(self.state.fn)
+        ]
+
+    def _call_module(self, name: str, *arguments: Any) -> Any:
+        """Calls a method of the module outside of the loop; ``self.log`` is refused in it."""
+        return opened(self.book, name, getattr(self.lightning_module, name))(*arguments)
+
+    def _configure_optimizers(self) -> None:
+        """Makes the optimizers and schedulers (called by the strategy when the module is on its device)."""
+        self.strategy.optimizers, self.strategy.lr_scheduler_configs = configure(self, self.lightning_module)
+        self.lightning_optimizers = [LightningOptimizer(optimizer) for optimizer in self.strategy.optimizers]
+        for optimizer in self.lightning_optimizers:
+            optimizer.__dict__["_module"] = self.lightning_module
+
+    def leave_on_signal(self) -> None:
+        """Ends the run at a safe point after SIGTERM or Ctrl-C."""
+        if self.signals.sigint:
+            raise KeyboardInterrupt
+        raise SIGTERMException
+
+    # ------------------------------------------------------------------------------------------------ logging
+
+    def logs_step(self, stepped: int) -> bool:
+        """Whether the metrics of this step are due at the loggers."""
+        if not self._loggers:
+            return False
+        every = self.log_every_n_steps
+        return bool(every) and ((stepped + 1) % every == 0 or self.should_stop or bool(self.fast_dev_run))
+
+    @property
+    def logs_evaluation(self) -> bool:
+        """Whether step metrics of evaluation go to loggers."""
+        return bool(self._loggers) and not self.sanity_checking
+
+    def log_step(self, phase: str, step: int) -> None:
+        """Sends what this batch logged by step to the loggers."""
+        metrics = self.book.step_metrics(phase)
+        if metrics:
+            self.log_metrics(metrics, step, with_epoch=phase == "train")
+
+    def log_epoch(self, entries: list[Any], step: int) -> None:
+        """Sends the reduced metrics of an epoch to the loggers."""
+        metrics = {entry.epoch_key: entry.result for entry in entries if entry.logger}
+        if metrics and self.logs_evaluation:
+            self.log_metrics(metrics, step)
+
+    def log_metrics(self, metrics: dict[str, Any], step: int, with_epoch: bool = True) -> None:
+        """Sends metrics to all loggers: one copy from the device, whatever their number.
+
+        Args:
+            metrics: Tensors or numbers by name; one named "step" is used as x instead of ``step``.
+            step: The x value.
+            with_epoch: Whether "epoch" is added.
+        """
+        scalars: dict[str, Any] = to_scalars(metrics)
+        if "step" in scalars:
+            step = int(scalars.pop("step"))
+        elif with_epoch:
+            scalars.setdefault("epoch", self.current_epoch)
+        for logger in self._loggers:
+            logger.log_metrics(metrics=scalars, step=step)
+            logger.save()
+
+    # ------------------------------------------------------------------------------------------------ for users
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Writes a checkpoint of the run. All processes must call it.
+
+        Args:
+            filepath: Where to.
+            weights_only: Leave out optimizers, schedulers and callbacks; training cannot be resumed from it.
+            storage_options: Passed on to the checkpoint IO.
+        """
+        if self.strategy.lightning_module is None:
+            raise AttributeError(
+                "`Trainer.save_checkpoint` saves a run, but no model is attached. Call it after `fit` (or validate,"
+                " test)."
+            )
+        checkpoint = snapshot.dump(self, bool(weights_only))
+        self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        self.strategy.barrier("Trainer.save_checkpoint")
+
+    def recompile_hooks(self) -> None:
+        """Looks again who overrides which hook. Done by itself when a run starts; call it after hooks were"
+        " assigned later.
+        """
+        self.hooks = compile_hooks(self, self.lightning_module)
+        self.fit_loop.rebind()
+
+    def describe(self, model: LightningModule | None = None) -> str:
+        """The resolved plan, and each hook in the order of the loop with who listens on it.
+
+        Args:
+            model: The module; None for the one of the last run.
+        """
+        return describe(self, model)
+
+    def measure_timings(self) -> Callable[[], None]:
+        """Measures from now on where the time of the run goes, into ``timings``: category -> seconds.
+
+        Returns:
+            A function that stops measuring.
+        """
+        return Timings(self).install()
+
+    def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """Context in which modules are created on the run's device and in its dtype.
+
+        Args:
+            empty_init: Leave the weights uninitialised, e.g. because a checkpoint is loaded into them.
+        """
+        return self.strategy.module_init_context(empty_init)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints on one process of each machine, above the progress bar if there is one."""
+        if self.local_rank != 0:
+            return
+        bar = self.progress_bar_callback
+        if bar is not None and bar.is_enabled:
+            bar.print(*args, **kwargs)
+        else:
+            print(*args, **kwargs)

@@ -1,0 +1,92 @@
+"""What is checked before anything runs: does the module have what this run needs?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fulmen.errors import MisconfigurationException, PossibleUserWarning
+from fulmen.hooks import overrides
+from fulmen.loops.signature import requires_optimizer_idx
+from fulmen.module import LightningModule
+from fulmen.ranks import rank_zero_warn
+
+if TYPE_CHECKING:
+    from fulmen.trainer import Trainer
+
+_EXAMPLES = {
+    "training_step": "def training_step(self, batch, batch_idx): ...; return loss",
+    "configure_optimizers": "def configure_optimizers(self): return torch.optim.AdamW(self.parameters())",
+    "validation_step": 'def validation_step(self, batch, batch_idx): self.log("val_loss", ...)',
+    "test_step": 'def test_step(self, batch, batch_idx): self.log("test_loss", ...)',
+}
+_REMOVED = ("training_epoch_end", "validation_epoch_end", "test_epoch_end")
+
+
+def verify(trainer: Trainer, module: LightningModule) -> None:
+    """Checks module and settings against the run that was asked for.
+
+    Raises:
+        MisconfigurationException: The module misses a method, or the settings contradict each other.
+        NotImplementedError: The module has a hook of an older API.
+    """
+    _check_removed(module)
+    asked = str(trainer.state.fn)
+    if asked == "fit":
+        _require(module, "training_step", asked)
+        _require(module, "configure_optimizers", asked)
+        _check_fit(trainer, module)
+    elif asked == "predict":
+        own = overrides(module, "predict_step", LightningModule)
+        if module.predict_step is None or not (own or overrides(module, "forward", LightningModule)):
+            raise MisconfigurationException(
+                f"`Trainer.predict` needs `predict_step` or `forward` in `{type(module).__name__}`; it has neither."
+            )
+    else:
+        _require(module, "validation_step" if asked == "validate" else "test_step", asked)
+
+
+def _require(module: LightningModule, name: str, asked: str) -> None:
+    if not overrides(module, name, LightningModule):
+        raise MisconfigurationException(
+            f"`Trainer.{asked}` needs `{name}`, which `{type(module).__name__}` does not define. Add\n   "
+            f" {_EXAMPLES[name]}",
+            subject=module,
+        )
+
+
+def _check_removed(module: LightningModule) -> None:
+    for name in _REMOVED:
+        if callable(getattr(module, name, None)):
+            phase = name.split("_")[0]
+            hook = "on_train_epoch_end" if phase == "training" else f"on_{phase}_epoch_end"
+            raise NotImplementedError(
+                f"`{type(module).__name__}.{name}` is a hook of Lightning 1.x and is no longer called. Collect the"
+                " outputs of"
+                f" the step in an attribute and use `{hook}(self)`."
+            )
+
+
+def _check_fit(trainer: Trainer, module: LightningModule) -> None:
+    has_step = overrides(module, "validation_step", LightningModule)
+    has_data = trainer.data.owner("validate") is not None
+    if has_data and not has_step:
+        rank_zero_warn("There is a val dataloader but no `validation_step`: no validation is run.")
+    elif has_step and not has_data:
+        rank_zero_warn(
+            "There is a `validation_step` but no val dataloader: no validation is run.", category=PossibleUserWarning
+        )
+    if requires_optimizer_idx(module.training_step):
+        raise RuntimeError(
+            f"`{type(module).__name__}.training_step` takes `optimizer_idx`, which Lightning 2 dropped. Set"
+            " `self.automatic_optimization = False` and step the optimizers yourself (`self.optimizers()`)."
+        )
+    if module.automatic_optimization:
+        return
+    for name, neutral in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (1,))):
+        value = getattr(trainer, name)
+        if value not in neutral:
+            raise MisconfigurationException(
+                f"`Trainer({name}={value!r})` has no effect in manual optimisation: leave it out, and do it in"
+                " `training_step`"
+                + (" with `self.clip_gradients(optimizer, ...)`." if name == "gradient_clip_val" else ".")
+            )

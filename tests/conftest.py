@@ -1,0 +1,27 @@
+"""What all tests share: one thread per worker, a clean rank, and no GPU tests where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fulmen.ranks import rank_zero_only
+
+torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _rank_is_restored() -> Iterator[None]:
+    rank = rank_zero_only.rank
+    yield
+    rank_zero_only.rank = rank

@@ -1,0 +1,161 @@
+import inspect
+import logging
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from fulmen.errors import LightningDeprecationWarning, PossibleUserWarning
+from fulmen.ranks import (
+    WarningCache,
+    _rank_from,
+    disable_possible_user_warnings,
+    rank_prefixed_message,
+    rank_zero_debug,
+    rank_zero_deprecation,
+    rank_zero_info,
+    rank_zero_only,
+    rank_zero_warn,
+)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"RANK": "3"}, 3),
+        ({"LOCAL_RANK": "2"}, 2),
+        ({"SLURM_PROCID": "5"}, 5),
+        ({"JSM_NAMESPACE_RANK": "1"}, 1),
+        ({"RANK": "4", "LOCAL_RANK": "0", "SLURM_PROCID": "9"}, 4),
+        ({"LOCAL_RANK": "0", "SLURM_PROCID": "9"}, 0),
+    ],
+)
+def test_the_rank_is_the_first_variable_that_is_set(environment, rank):
+    assert _rank_from(environment) == rank
+
+
+def test_rank_zero_only_runs_on_rank_zero_only():
+    @rank_zero_only
+    def answer():
+        """The answer."""
+        return 42
+
+    assert answer() == 42
+    assert (answer.__name__, answer.__doc__) == ("answer", "The answer.")
+    rank_zero_only.rank = 1
+    assert answer() is None
+
+
+def test_other_ranks_get_the_default():
+    answer = rank_zero_only(lambda: 42, "nothing")
+    assert answer() == 42
+    rank_zero_only.rank = 1
+    assert answer() == "nothing"
+
+
+def test_methods_can_be_decorated():
+    class Model:
+        @rank_zero_only
+        def name(self, suffix):
+            return type(self).__name__ + suffix
+
+    assert Model().name(suffix="!") == "Model!"
+
+
+def test_nothing_is_said_on_other_ranks(caplog):
+    rank_zero_only.rank = 1
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.DEBUG, logger="fulmen"):
+        warnings.simplefilter("always")
+        rank_zero_warn("warn")
+        rank_zero_deprecation("deprecation")
+        rank_zero_info("info")
+        rank_zero_debug("debug")
+    assert caught == []
+    assert caplog.records == []
+
+
+def test_records_name_the_caller(caplog):
+    with caplog.at_level(logging.DEBUG, logger="fulmen"):
+        rank_zero_info("%d epochs", 3)
+        rank_zero_debug("detail")
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("fulmen", "INFO", "3 epochs"),
+        ("fulmen", "DEBUG", "detail"),
+    ]
+    assert {r.funcName for r in caplog.records} == {"test_records_name_the_caller"}
+
+
+@pytest.mark.parametrize(
+    ("say", "category"),
+    [
+        (rank_zero_warn, UserWarning),
+        (rank_zero_deprecation, LightningDeprecationWarning),
+        (WarningCache().warn, UserWarning),
+        (WarningCache().deprecation, LightningDeprecationWarning),
+    ],
+)
+def test_warnings_name_the_caller(say, category):
+    line = inspect.currentframe().f_lineno + 2
+    with pytest.warns(category, match="careful") as caught:
+        say("careful")
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
+
+
+def test_a_larger_stacklevel_names_the_callers_caller():
+    def library_function():
+        rank_zero_warn("careful", stacklevel=5, category=PossibleUserWarning)
+
+    line = inspect.currentframe().f_lineno + 2
+    with pytest.warns(PossibleUserWarning) as caught:
+        library_function()
+    assert caught[0].lineno == line
+
+
+def test_the_cache_says_things_once(caplog):
+    cache = WarningCache()
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO, logger="fulmen"):
+        warnings.simplefilter("always")
+        for _ in range(3):
+            cache.warn("one")
+            cache.deprecation("two")
+            cache.info("three")
+    assert [str(w.message) for w in caught] == ["one", "two"]
+    assert [r.getMessage() for r in caplog.records] == ["three"]
+    assert cache == {"one", "two", "three"}
+
+
+def test_rank_prefix():
+    assert rank_prefixed_message("seed set", 3) == "[rank: 3] seed set"
+    assert rank_prefixed_message("seed set", None) == "seed set"
+
+
+def test_possible_user_warnings_can_be_switched_off():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        disable_possible_user_warnings()
+        rank_zero_warn("advice", category=PossibleUserWarning)
+        rank_zero_warn("warning")
+    assert [str(w.message) for w in caught] == ["warning"]
+
+
+def test_they_can_be_switched_off_for_some_modules():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        disable_possible_user_warnings(module="somebody_else")
+        rank_zero_warn("advice", category=PossibleUserWarning)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(("value", "printed"), [("off", ""), ("OFF", ""), ("0", ""), ("on", "advice")])
+def test_the_environment_switches_them_off(value, printed):
+    code = (
+        "from fulmen.ranks import rank_zero_warn; from fulmen.errors import PossibleUserWarning;"
+        "rank_zero_warn('advice', category=PossibleUserWarning)"
+    )
+    environment = {**os.environ, "POSSIBLE_USER_WARNINGS": value}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert printed in run.stderr
+    assert bool(run.stderr) == bool(printed)
