@@ -74,7 +74,10 @@ figcaption { font-weight: 600; overflow-wrap: anywhere; }
 .line4 path { stroke: var(--c4); } .line4 circle, .fill4 { fill: var(--c4); background: var(--c4); }
 .line5 path { stroke: var(--c5); } .line5 circle, .fill5 { fill: var(--c5); background: var(--c5); }
 .fill6 { fill: var(--c6); background: var(--c6); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 20px; }
+.pair {
+  display: grid; align-items: start; gap: 20px;
+  grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));
+}
 table { width: 100%; border-collapse: collapse; font-size: 14px; }
 th { text-align: left; font-weight: 500; color: var(--soft); }
 th, td { padding: 7px 0; border-bottom: 1px solid var(--grid); vertical-align: top; overflow-wrap: anywhere; }

@@ -42,7 +42,8 @@ def choose(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
         return named[ckpt_path](trainer)
     if not os.fspath(ckpt_path):
         raise ValueError('`ckpt_path=""` is empty. Give a path, "best", "last", or None.')
-    return os.fspath(ckpt_path)
+    path: str = os.fspath(ckpt_path)
+    return path
 
 
 def best(trainer: Trainer) -> str:
@@ -76,7 +77,9 @@ def last(trainer: Trainer) -> str | None:
 
 def last_files(callback: Any, trainer: Trainer) -> list[str]:
     """The files of one checkpoint callback that are its last checkpoint, or a version of it."""
-    directory = callback.dirpath or os.path.join(trainer.default_root_dir, "checkpoints")
+    from fulmen.callbacks.model_checkpoint import default_dirpath
+
+    directory = getattr(callback, "dirpath", None) or default_dirpath(trainer)
     name = getattr(callback, "CHECKPOINT_NAME_LAST", None) or getattr(callback, "filename", "")
     return [str(path) for path in Path(directory).glob(f"{name}*.ckpt")] if name else []
 

@@ -15,16 +15,18 @@ class Signals:
 
     Attributes:
         sigterm: Whether SIGTERM has come.
+        received: Whether either has come: the run is asked to leave.
         sigint: Whether Ctrl-C was pressed. A second one raises KeyboardInterrupt at once.
     """
 
     def __init__(self) -> None:
         self.sigterm = False
         self.sigint = False
+        self.received = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        self.sigterm = self.sigint = False
+        self.sigterm = self.sigint = self.received = False
         # Python delivers signals to the main thread only, and only it may install handlers.
         if threading.current_thread() is threading.main_thread():
             self._install(signal.SIGTERM, self._on_sigterm)
@@ -37,17 +39,12 @@ class Signals:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
-    @property
-    def received(self) -> bool:
-        """Whether the run is asked to leave."""
-        return self.sigterm or self.sigint
-
     def _install(self, number: signal.Signals, handler: Any) -> None:
         self._before[number] = signal.getsignal(number)
         signal.signal(number, handler)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.sigterm = True
+        self.sigterm = self.received = True
         before = self._before.get(number)
         if callable(before):
             before(number, frame)
@@ -55,5 +52,5 @@ class Signals:
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         if self.sigint:
             raise KeyboardInterrupt
-        self.sigint = True
+        self.sigint = self.received = True
         rank_zero_info("Ctrl-C: the run ends after this batch. Press it again to leave at once.")

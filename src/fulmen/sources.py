@@ -143,7 +143,7 @@ class DataSources:
         after = self._transfer_hook("on_after_batch_transfer")
         converts = type(precision).convert_input is not Precision.convert_input
         if not (before or to_device or after or converts or strategy_overrides(strategy, "batch_to_device")):
-            return lambda batch, loader: move(batch, device)
+            return lambda batch, _: move(batch, device)
 
         def bring(batch: Any, device: Any, loader: int) -> Any:
             batch = to_device(batch, device, loader) if to_device else move(batch, device)

@@ -90,10 +90,11 @@ class Timings:
     def _bind_step(self, bind: Callable[[], Any]) -> Callable[[], Any]:
         def bind_timed() -> Any:
             step = bind()
-            step.forward = self.timed("forward_backward", step.forward)
-            if hasattr(step, "update"):
-                step.run_backward = self.timed("forward_backward", step.run_backward)
+            if hasattr(step, "gradient"):
+                step.gradient = self.timed("forward_backward", step.gradient)
                 step.update = self.timed("optimizer", step.update)
+            else:
+                step.training_step = self.timed("forward_backward", step.training_step)
             return step
 
         return bind_timed

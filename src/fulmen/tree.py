@@ -48,11 +48,18 @@ def move(tree: Any, device: torch.device | str | int, non_blocking: bool | None 
     """
     if not isinstance(device, torch.device):
         device = torch.device(device)
-    if isinstance(tree, Tensor) and tree.device == device:
-        return tree
+    kind = type(tree)
+    if kind is Tensor:
+        if tree.device == device:
+            return tree
+    elif kind is list or kind is tuple:
+        for node in tree:
+            if not isinstance(node, Tensor) or node.device != device:
+                break
+        else:
+            return tree
     if non_blocking is None:
         non_blocking = device.type not in ("cpu", "mps")
-    kind = type(tree)
     if kind is tuple or kind is list:
         return kind([_move_node(node, device, non_blocking) for node in tree])
     if kind is dict:

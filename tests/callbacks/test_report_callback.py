@@ -66,6 +66,8 @@ def test_a_report_lies_beside_the_logs(tmp_path):
     for part in ("My run", "train_loss", "val_loss_epoch", "best checkpoint", "12 steps", "3 epochs", "hidden", "SGD"):
         assert part in html, part
     assert "Sequential" in html
+    assert report._data.configuration["precision"] == "32-true"
+    assert report._data.configuration["max_epochs"] == 3
     assert "finished" in html
     assert torch.__version__ in html
 

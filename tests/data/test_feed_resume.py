@@ -149,11 +149,12 @@ def interrupt(make: Make, after: int) -> tuple[dict[str, Any], Tensor, Any, int]
     return state, *random_state, samples
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, "all but one", "all"])
-@pytest.mark.parametrize("name", LOADERS)
+# workers are slow to start
+POINTS = {name: [3, "all"] if "workers" in name else [0, 1, 3, "all but one", "all"] for name in LOADERS}
+
+
+@pytest.mark.parametrize(("name", "after"), [(name, after) for name, points in POINTS.items() for after in points])
 def test_resuming_equals_an_uninterrupted_run(name: str, after: int | str) -> None:
-    if "workers" in name and after not in (3, "all"):
-        pytest.skip("the same with workers, which are slow to start")
     make = LOADERS[name]
     epochs = uninterrupted(make)
     consumed = {"all but one": len(epochs[1]) - 1, "all": len(epochs[1])}.get(str(after), after)
@@ -236,9 +237,11 @@ def test_another_batch_size_continues_with_the_next_sample() -> None:
 
 
 def test_a_state_without_an_order_skips_by_count() -> None:
-    feed = Feed(DataLoader(table(), 4))
-    feed.load_state_dict({"epoch": 0, "batches": 2})
-    assert len(list(feed.start(0))) == 4
+    for dataset in (table(), Recorded()):
+        feed = Feed(DataLoader(dataset, 4))
+        feed.load_state_dict({"epoch": 0, "batches": 2})
+        assert feed.samples == 8
+        assert [number for batch in feed.start(0) for number in numbers(batch)] == list(range(8, SIZE))
 
 
 def test_a_resumed_start_leaves_the_global_generators_alone() -> None:
@@ -321,6 +324,41 @@ def test_a_loader_with_a_state_gets_it(kind: type[Stateful]) -> None:
     assert [numbers(batch)[0] for batch in feed.start(0)] == [3, 4, 5, 6]
     assert loader.read == 4
     assert feed.is_last
+
+
+@pytest.mark.filterwarnings("ignore:To continue:fulmen.errors.PossibleUserWarning")
+@pytest.mark.parametrize("stop", [2, 6])
+def test_persistent_workers_of_a_stream_draw_no_second_seed(stop: int) -> None:
+    def make() -> Feed:
+        return Feed(DataLoader(Ordered(), 4, num_workers=1, persistent_workers=True))
+
+    def epoch(feed: Feed, number: int) -> list[Any]:
+        return [numbers(batch) for batch in feed.start(number)] + [torch.rand(1).item()]
+
+    seed_all()
+    feed = make()
+    whole = [epoch(feed, number) for number in range(3)]
+    feed.close()
+    seed_all()
+    feed = make()
+    epoch(feed, 0)
+    batches = feed.start(1)
+    for _ in range(stop):
+        next(batches)
+    state, random_state = through_a_file(feed.state_dict()), torch.get_rng_state()
+    feed.close()
+    feed = make()
+    feed.load_state_dict(state)
+    rest = feed.start(1)
+    torch.set_rng_state(random_state)
+    assert [numbers(batch) for batch in rest] + [torch.rand(1).item()] == whole[1][stop:]
+    assert epoch(feed, 2) == whole[2]
+    feed.close()
+
+
+class Ordered(IterableDataset[Tensor]):
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from torch.arange(SIZE)
 
 
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size", "sequential"])

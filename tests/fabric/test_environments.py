@@ -11,7 +11,15 @@ from fulmen.ranks import rank_zero_only
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch):
-    for name in ("MASTER_ADDR", "MASTER_PORT", "STANDALONE_PORT", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"):
+    for name in (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "STANDALONE_PORT",
+        "LOCAL_RANK",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "WORLD_SIZE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -113,7 +113,7 @@ def test_devices(machine, flags, devices):
         (CPU, {"plugins": 3}, PluginTypeError, "fits nowhere"),
         (CPU, {"plugins": "16-mixed"}, PluginTypeError, "Did you mean precision='16-mixed'"),
         (CPU, {"plugins": Sync(), "sync_batchnorm": True}, PlanError, "sync_batchnorm"),
-        (CPU, {"strategy": SingleDeviceStrategy(accelerator=CPUAccelerator()), "accelerator": "cpu"}, PlanError, "twice"),
+        (CPU, {"strategy": SingleDeviceStrategy(accelerator=CPUAccelerator()), "accelerator": "cpu"}, PlanError, "twice"),  # noqa: E501
         (CPU, {"strategy": SingleDeviceStrategy(precision_plugin=Precision()), "precision": 64}, PlanError, "twice"),
         (CPU, {"strategy": SingleDeviceStrategy(checkpoint_io=Disk()), "plugins": Disk()}, PlanError, "checkpoint_io"),
         (GPU, {"strategy": SingleDeviceStrategy("cpu"), "accelerator": "cuda", "devices": 1}, PlanError, "runs on cpu"),
@@ -246,11 +246,7 @@ def test_an_accelerator_object_is_used_as_it_is():
 
 def test_describe():
     assert plan(GPU, precision="bf16-mixed").describe() == (
-        "accelerator  cuda\n"
-        "devices      cuda:0\n"
-        "nodes        1\n"
-        "strategy     single_device\n"
-        "precision    bf16-mixed"
+        "accelerator  cuda\ndevices      cuda:0\nnodes        1\nstrategy     single_device\nprecision    bf16-mixed"
     )
 
 

@@ -184,6 +184,23 @@ def test_the_scale_is_kept_while_another_optimizer_holds_unscaled_gradients():
     assert second.bias.grad.item() == 1.0
 
 
+def test_unscaled_gradients_that_were_never_applied_are_not_mixed_with_new_ones():
+    model, optimizer = model_and_optimizer()
+    precision = MixedPrecision("16-mixed", "cpu")
+    precision.scale_loss(model(torch.ones(1, 3)).sum()).backward()
+    precision.unscale_gradients(optimizer)
+    precision.scale_loss(model(torch.ones(1, 3)).sum()).backward()
+    with pytest.raises(RuntimeError, match="already been called"):
+        precision.unscale_gradients(optimizer)
+
+
+def test_the_scaler_is_made_when_it_is_needed():
+    precision = MixedPrecision("16-mixed", "cuda")  # on a machine without a GPU, making it would warn
+    assert precision.precision == "16-mixed"
+    precision.scaler = GradScaler("cpu", init_scale=4.0)
+    assert precision.scale_loss(torch.ones(())).item() == 4.0
+
+
 def test_fused_optimizers_unscale_inside_their_step():
     (fused, optimizer), (plain, reference) = model_and_optimizer(fused=True), model_and_optimizer(fused=False)
     precision = MixedPrecision("16-mixed", "cpu")

@@ -20,7 +20,7 @@ def test_register_get_remove():
     assert registry.names() == ["plain", "small"]
     registry.remove("plain")
     assert "plain" not in registry
-    with pytest.raises(KeyError, match="no lamp 'plain'. Registered: small"):
+    with pytest.raises(KeyError, match=r"no lamp 'plain'\. Registered: small"):
         registry.get("plain")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fulmen.callbacks.model_checkpoint import ModelCheckpoint
     from fulmen.callbacks.model_summary import ModelSummary
     from fulmen.callbacks.progress_bar import ProgressBar
+    from fulmen.callbacks.report import Report
     from fulmen.callbacks.rich_model_summary import RichModelSummary
     from fulmen.callbacks.rich_progress import RichProgressBar, RichProgressBarTheme
     from fulmen.callbacks.timer import Timer
@@ -26,6 +27,7 @@ _MODULE_OF = {
     "ModelCheckpoint": "fulmen.callbacks.model_checkpoint",
     "ModelSummary": "fulmen.callbacks.model_summary",
     "ProgressBar": "fulmen.callbacks.progress_bar",
+    "Report": "fulmen.callbacks.report",
     "RichModelSummary": "fulmen.callbacks.rich_model_summary",
     "RichProgressBar": "fulmen.callbacks.rich_progress",
     "RichProgressBarTheme": "fulmen.callbacks.rich_progress",
@@ -41,6 +43,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "ProgressBar",
+    "Report",
     "RichModelSummary",
     "RichProgressBar",
     "RichProgressBarTheme",

@@ -231,7 +231,7 @@ class ModelCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settles the directory; for fit also makes sure that it can be written to."""
-        self.dirpath = trainer.strategy.broadcast(self.dirpath or _default_dirpath(trainer))
+        self.dirpath = trainer.strategy.broadcast(self.dirpath or default_dirpath(trainer))
         if stage != TrainerFn.FITTING or trainer.fast_dev_run:
             return
         if self.save_last == "link" and is_url(self.dirpath):
@@ -246,7 +246,8 @@ class ModelCheckpoint(Checkpoint):
                 " Choose another place: `ModelCheckpoint(dirpath=...)` or `Trainer(default_root_dir=...)`.",
                 subject=self.dirpath,
             )
-        if self.save_top_k != 0 and self._saved_step == 0 and trainer.is_global_zero and _has_files(self.dirpath):
+        starts_anew = self._saved_step == 0 and trainer.ckpt_path is None
+        if self.save_top_k != 0 and starts_anew and trainer.is_global_zero and _has_files(self.dirpath):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -557,7 +558,7 @@ def _has_files(directory: str) -> bool:
     return os.path.isdir(directory) and bool(os.listdir(directory))
 
 
-def _default_dirpath(trainer: Trainer) -> str:
+def default_dirpath(trainer: Trainer) -> str:
     """Where the first logger keeps its files, or the root directory of the trainer."""
     root = trainer.default_root_dir
     if not trainer.loggers:

@@ -238,17 +238,9 @@ def _append(curve: Curve, step: int | None, value: float) -> None:
 
 def configuration_of(trainer: Trainer) -> dict[str, Any]:
     """What ran: devices, strategy, precision, and the settings that shape training."""
-    if hasattr(trainer, "describe_dict"):
-        return dict(trainer.describe_dict())
-    facts: dict[str, Any] = {
-        "accelerator": type(trainer.accelerator).__name__,
-        "strategy": type(trainer.strategy).__name__,
-        "devices": f"{trainer.num_devices} x {trainer.num_nodes} node"
-        if trainer.num_nodes > 1
-        else trainer.num_devices,
-        "precision": trainer.precision,
-    }
-    return facts | {name: value for name in _SETTINGS if (value := getattr(trainer, name, None)) not in (None, -1)}
+    plan = (line.partition(" ") for line in trainer.plan.describe().splitlines())
+    facts: dict[str, Any] = {name: value.strip() for name, _, value in plan}
+    return facts | {name: value for name in _SETTINGS if (value := getattr(trainer, name)) not in (None, -1)}
 
 
 def hyperparameters_of(*owners: Any) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class RichDisplay:
     """
 
     interval = 0.1
-    patience = 1.0
+    patience = 0.25
 
     def __init__(self, console: Console, columns: Iterable[str | ProgressColumn], leave: bool) -> None:
         self._columns = tuple(columns)

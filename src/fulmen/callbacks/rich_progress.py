@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["RichProgressBar", "RichProgressBarTheme"]
 
 # After a drawing that took t seconds, the next one waits for at least this many times t: drawing takes 2 % at most.
+# Reading metrics may wait for a device that is behind, which is not lost time: a second is the longest rest.
 _REST = 50
+_LONGEST_REST = 1.0
 
 
 @dataclass
@@ -59,12 +61,12 @@ class RichProgressBarTheme:
 class RichProgressBar(ProgressBar):
     """Shows training, validation, test and prediction: a bar on a terminal or in a notebook, plain lines in a log file.
 
-    A batch costs a look at the clock. Metrics are read, and the bar is drawn, ten times a second at most, and never for
-    more than 2 % of the time. What the program prints appears above the bar.
+    A batch costs a look at the clock. Metrics are read, and the bar is drawn, ten times a second at most, and less
+    often where that would take more than 2 % of the time. What the program prints appears above the bar.
 
     Args:
-        refresh_rate: The bar is drawn after multiples of this number of batches, and once a second if they take longer.
-            0 switches it off.
+        refresh_rate: The bar is drawn after multiples of this number of batches, and four times a second if they take
+            longer. 0 switches it off.
         leave: Whether the bar of each epoch stays on the screen.
         theme: Styles of the bar.
         console_kwargs: Arguments of `rich.console.Console`, e.g. `{"stderr": True}`.
@@ -227,6 +229,7 @@ class RichProgressBar(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation, or the sanity check, begins."""
         self.reset_dataloader_idx_tracker()
+        self._begin_validation(trainer, 0)
 
     def on_validation_batch_end(
         self,
@@ -238,18 +241,23 @@ class RichProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the batch, and draws when it is time."""
-        if self.has_dataloader_changed(dataloader_idx):
-            title = self.sanity_check_description if trainer.sanity_checking else self.validation_description
-            self._open_evaluation(title, trainer.num_val_batches, self.total_val_batches_current_dataloader)
+        if dataloader_idx != self._current_eval_dataloader_idx:
+            self._begin_validation(trainer, dataloader_idx)
         self._count(batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has ended."""
         self._close_evaluation()
 
+    def _begin_validation(self, trainer: Trainer, dataloader_idx: int) -> None:
+        self._current_eval_dataloader_idx = dataloader_idx
+        title = self.sanity_check_description if trainer.sanity_checking else self.validation_description
+        self._open_evaluation(title, trainer.num_val_batches, self.total_val_batches_current_dataloader)
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Testing begins."""
         self.reset_dataloader_idx_tracker()
+        self._begin_test(trainer, 0)
 
     def on_test_batch_end(
         self,
@@ -261,18 +269,23 @@ class RichProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the batch, and draws when it is time."""
-        if self.has_dataloader_changed(dataloader_idx):
-            total = self.total_test_batches_current_dataloader
-            self._open_evaluation(self.test_description, trainer.num_test_batches, total)
+        if dataloader_idx != self._current_eval_dataloader_idx:
+            self._begin_test(trainer, dataloader_idx)
         self._count(batch_idx)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Testing has ended."""
         self._close_evaluation()
 
+    def _begin_test(self, trainer: Trainer, dataloader_idx: int) -> None:
+        self._current_eval_dataloader_idx = dataloader_idx
+        total = self.total_test_batches_current_dataloader
+        self._open_evaluation(self.test_description, trainer.num_test_batches, total)
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prediction begins."""
         self.reset_dataloader_idx_tracker()
+        self._begin_predict(trainer, 0)
 
     def on_predict_batch_end(
         self,
@@ -284,14 +297,18 @@ class RichProgressBar(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Counts the batch, and draws when it is time."""
-        if self.has_dataloader_changed(dataloader_idx):
-            total = self.total_predict_batches_current_dataloader
-            self._open_evaluation(self.predict_description, trainer.num_predict_batches, total)
+        if dataloader_idx != self._current_eval_dataloader_idx:
+            self._begin_predict(trainer, dataloader_idx)
         self._count(batch_idx)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prediction has ended."""
         self._close_evaluation()
+
+    def _begin_predict(self, trainer: Trainer, dataloader_idx: int) -> None:
+        self._current_eval_dataloader_idx = dataloader_idx
+        total = self.total_predict_batches_current_dataloader
+        self._open_evaluation(self.predict_description, trainer.num_predict_batches, total)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Gives the terminal back."""
@@ -350,6 +367,8 @@ class RichProgressBar(ProgressBar):
             self._display = self._new_display()
             self._due = self._overdue = 0.0
         self._display.open(track)
+        if monotonic() >= self._due:
+            self._draw(track)
 
     def _new_display(self) -> Display:
         if not can_redraw(self._stream()) and not self._console_kwargs.get("force_terminal"):
@@ -372,9 +391,8 @@ class RichProgressBar(ProgressBar):
         begin = monotonic()
         display.draw(track)
         end = monotonic()
-        rest = max(display.interval, min(_REST * (end - begin), display.patience))
-        self._due = end + rest
-        self._overdue = end + display.patience
+        self._due = end + max(display.interval, min(_REST * (end - begin), _LONGEST_REST))
+        self._overdue = max(self._due, end + display.patience)
 
     def _finish(self) -> None:
         if self._display is not None:

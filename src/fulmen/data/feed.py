@@ -11,9 +11,10 @@ for epoch in range(10):
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -45,15 +46,17 @@ def without_shuffle(loaders: Any) -> Any:
     Warns:
         UserWarning: A sampler was replaced.
     """
-    changed = [sequential_copy(loader) is not loader for loader in flatten(loaders)]
-    if not any(changed):
+    leaves = flatten(loaders)
+    in_order = list(map(sequential_copy, leaves))
+    if all(new is old for new, old in zip(in_order, leaves, strict=True)):
         return loaders
     rank_zero_warn(
         "`overfit_batches` needs the same batches in every epoch, so the samplers that shuffle or choose are replaced "
         "by sequential ones. Use `DataLoader(..., shuffle=False)` to have it so from the start.",
         stacklevel=5,
     )
-    return map_leaves(sequential_copy, loaders)
+    copies = iter(in_order)
+    return map_leaves(lambda _: next(copies), loaders)
 
 
 def limited_length(length: int | float, limit: int | float | None, name: str) -> int | float:
@@ -91,8 +94,8 @@ def limited_length(length: int | float, limit: int | float | None, name: str) ->
         )
     if length and not int(length * limit):
         raise MisconfigurationException(
-            f"`{argument}={limit}` of {length} batches leaves none. Give at least `{argument}={1 / length}`, or a "
-            f"number of batches: `{argument}=1`.",
+            f"`{argument}={limit}` of {length} batches leaves none. Give at least "
+            f"`{argument}={ceil(10_000 / length) / 10_000}`, or a number of batches: `{argument}=1`.",
             subject=limit,
         )
     return int(length * limit)
@@ -166,7 +169,8 @@ class Feed:
         )
         self._resume_epoch: int | None = None
         self._mark: _Mark | None = None
-        self._running: Generator[Any, None, None] | None = None
+        # not held: feed and generator would hold each other, and workers that the garbage collector has to end hang
+        self._running: weakref.ref[Generator[Any, None, None]] | None = None
 
     def _combine(self, mode: str) -> CombinedLoader:
         """The sources, combined as the user's loaders are."""
@@ -215,10 +219,11 @@ class Feed:
             return iter(())
         iterator = iter(self._sources[0]) if self._combined is None else self._combined._begin()
         if any(source.length == inf for source in self._sources):
-            self._running = self._looking_ahead(iterator, left)
+            running = self._looking_ahead(iterator, left)
         else:
-            self._running = self._counting(iterator, int(left))
-        return self._running
+            running = self._counting(iterator, int(left))
+        self._running = weakref.ref(running)
+        return running
 
     def _rewind(self) -> None:
         self.batches = 0
@@ -317,9 +322,10 @@ class Feed:
 
     def _stop(self) -> None:
         """End what is left of the last epoch; an iterator that is dropped half-way takes its workers with it."""
-        running, self._running, self._mark = self._running, None, None
+        running = None if self._running is None else self._running()
         if running is not None:
             running.close()
+        self._running = self._mark = None
         if self._combined is not None:
             self._combined._cursor = None
 

@@ -171,8 +171,7 @@ def _ordered(loader: DataLoader[Any], table: Table, indices: IndexBatches) -> It
     stop = table.num_samples()
     if batch_sampler.drop_last:
         stop -= (stop - first) % batch_size
-    starts = range(first, stop, batch_size)
-    slices = map(slice, starts, (start + batch_size for start in starts))
+    slices = map(slice, range(first, stop, batch_size), range(first + batch_size, stop + batch_size, batch_size))
     if rows is None:
         return map(table.cut, slices)
     rows = rows.to(table.columns[0].device)

@@ -78,9 +78,13 @@ def samples_in(batch: Any) -> int | None:
     """Size of the first dimension of the first tensor in `batch`, depth first; None without a tensor."""
     if isinstance(batch, Tensor):
         return batch.size(0) if batch.ndim else 1
-    if isinstance(batch, Mapping):
+    if isinstance(batch, (list, tuple)):
+        first = batch[0] if batch else None
+        if isinstance(first, Tensor) and first.ndim:  # by far the most frequent batch
+            return first.size(0)
+    elif isinstance(batch, Mapping):
         batch = batch.values()
-    elif not isinstance(batch, (list, tuple)):
+    else:
         return None
     return next((size for size in map(samples_in, batch) if size is not None), None)
 
@@ -109,7 +113,8 @@ def sequential_copy(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader
     batch_sampler: Any = loader.batch_sampler
-    if isinstance(getattr(batch_sampler, "sampler", loader.sampler), SequentialSampler):
+    chosen_by = loader.sampler if batch_sampler is None else getattr(batch_sampler, "sampler", batch_sampler)
+    if isinstance(chosen_by, (SequentialSampler, list, tuple)):
         return loader
     sampler = SequentialSampler(loader.dataset)  # type: ignore[arg-type]
     if batch_sampler is None:

@@ -94,9 +94,15 @@ class Source(Iterable[Any]):
     def _capture_order(self) -> dict[str, Any]:
         return capture_order(self.loader) | {"workers": self._has_workers()}
 
+    @property
+    def _keeps_workers(self) -> bool:
+        """Whether workers stay from pass to pass; those of a loader with its own state start with that state."""
+        loader = self.loader
+        return isinstance(loader, DataLoader) and loader.persistent_workers and not is_stateful(loader)
+
     def _has_workers(self) -> bool:
         """Whether workers of an earlier pass are alive."""
-        return getattr(self.loader, "_iterator", None) is not None
+        return self._keeps_workers and self.loader._iterator is not None
 
     def _restart_workers(self, position: Position | None) -> None:
         """Start the workers that were alive in an interrupted run.
@@ -122,7 +128,7 @@ class Source(Iterable[Any]):
     def continue_from(self, position: Position) -> None:
         """Let the next pass go on at `position`; a loader and generators with a state get theirs at once."""
         self._resume = position
-        self._had_workers = position.order is not None and getattr(self.loader, "persistent_workers", False)
+        self._had_workers = position.order is not None and self._keeps_workers
         set_generators(generators_of(self.loader), position.generators)
         if position.loader is not None and is_stateful(self.loader):
             self.loader.load_state_dict(position.loader)
@@ -212,6 +218,13 @@ class IndexedSource(Source):
         batch_size, num_samples = regular
         batches = (num_samples - self._resume.samples) / batch_size
         return int(batches) if self.loader.batch_sampler.drop_last else ceil(batches)
+
+    def continue_from(self, position: Position) -> None:
+        """Let the next pass go on at `position`; where it does not say how many samples that is, its batches do."""
+        if not position.samples and (regular := self._regular()) is not None:
+            batch_size, num_samples = regular
+            position.samples = min(position.batches * batch_size, num_samples)
+        super().continue_from(position)
 
     def rewind(self) -> None:
         """Forget where the pass stands: the next one is the first of an epoch."""

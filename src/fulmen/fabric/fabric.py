@@ -321,7 +321,8 @@ class Fabric(Processes):
             clip_val: The largest absolute value of an element.
             max_norm: The largest norm of all gradients together.
             norm_type: Which norm.
-            error_if_nonfinite: Whether a norm that is infinite or not a number is an error.
+            error_if_nonfinite: Whether a norm that is infinite or not a number is an error. With a scaled loss it never
+                is: the step is skipped then and the scale lowered.
 
         Returns:
             The norm before clipping, if `max_norm` was given.

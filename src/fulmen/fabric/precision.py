@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,14 @@ class Precision:
 
     Attributes:
         precision: Name of the precision, as users type it.
-        scaler: What scales the loss against underflow of float16 gradients; None without scaling.
     """
 
     precision: str = "32-true"
-    scaler: GradScaler | None = None
+
+    @property
+    def scaler(self) -> GradScaler | None:
+        """What scales the loss against underflow of float16 gradients; None without scaling."""
+        return None
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """The module with its parameters in this precision."""
@@ -246,13 +249,23 @@ class MixedPrecision(Precision):
             )
         self.precision = precision
         self.device = device
-        kind = torch.device(device).type
-        if precision == "16-mixed" and scaler is None:
-            scaler = GradScaler(kind)
-        self.scaler = scaler
-        self._kind = kind
+        self._scaler = scaler
+        self._kind = torch.device(device).type
         self._dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
-        self._unscaled: WeakSet[Optimizer] = WeakSet()
+        self._num_scaled = 0
+        # optimizers between unscaling and step -> how many losses had been scaled at their unscaling
+        self._unscaled: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+
+    @property
+    def scaler(self) -> GradScaler | None:
+        """Scales the loss of "16-mixed"; None with "bf16-mixed"."""
+        if self._scaler is None and self._dtype is torch.float16:
+            self._scaler = GradScaler(self._kind)  # not before: it asks the device whether it is there
+        return self._scaler
+
+    @scaler.setter
+    def scaler(self, scaler: GradScaler | None) -> None:
+        self._scaler = scaler
 
     def convert_forward_input(self, data: Any) -> Any:
         """The arguments in float32, the type of the parameters."""
@@ -268,14 +281,23 @@ class MixedPrecision(Precision):
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """The loss times the scale; the loss itself without scaling."""
-        return loss if self.scaler is None else self.scaler.scale(loss)
+        if self.scaler is None:
+            return loss
+        self._num_scaled += 1
+        return self.scaler.scale(loss)
 
     def unscale_gradients(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale, once per step; left to optimizers that do so themselves."""
-        if self.scaler is None or optimizer in self._unscaled or _unscales_itself(optimizer):
+        """Divide the gradients by the scale; left to optimizers that do so themselves.
+
+        A second call does nothing.
+
+        Raises:
+            RuntimeError: The last unscaled gradients were not applied by a step, and newer ones were added.
+        """
+        if self.scaler is None or _unscales_itself(optimizer) or self._unscaled.get(optimizer) == self._num_scaled:
             return
         self.scaler.unscale_(optimizer)
-        self._unscaled.add(optimizer)
+        self._unscaled[optimizer] = self._num_scaled
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters, unless a gradient overflowed; then adapt the scale.
@@ -286,7 +308,7 @@ class MixedPrecision(Precision):
             return super().optimizer_step(optimizer, closure)
         result = None if closure is None else closure()
         stepped = self.scaler.step(optimizer)
-        self._unscaled.discard(optimizer)
+        self._unscaled.pop(optimizer, None)
         # The scale must not change while another optimizer holds gradients that are unscaled and not yet applied:
         # `update` would forget that they are, and its step would unscale them again.
         if not self._unscaled:

@@ -31,6 +31,8 @@ class CSVLogger(FolderLogger):
         version: A number, or a string that is the folder's name as it is; None: one more than the highest there is.
         prefix: Put in front of every metric's name, joined with "-".
         flush_logs_every_n_steps: Rows are written at the latest at the end of as many steps, without `save`.
+        append: Whether rows that are in the folder of a given `version` stay, as for a run that is resumed. If not, they
+            are removed, with a warning.
     """
 
     _experiment: ExperimentWriter | None
@@ -42,6 +44,8 @@ class CSVLogger(FolderLogger):
         version: int | str | None = None,
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
+        *,
+        append: bool = False,
     ) -> None:
         super().__init__(os.path.expandvars(os.path.expanduser(save_dir)), name, version, prefix)
         if "://" in self._save_dir:
@@ -52,7 +56,7 @@ class CSVLogger(FolderLogger):
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
         # The folder of a new version is this logger's alone: what is in it was written by it, or by a copy of it in
         # another process. The folder of a given version may hold another run.
-        self._owns_folder = version is None
+        self._owns_folder = version is None or append
 
     @property
     @rank_zero_experiment

@@ -108,7 +108,7 @@ class FitLoop:
         """Trains on the batches of one epoch."""
         trainer, book = self.trainer, self.trainer.book
         batches = self.begin_epoch()
-        hooks, step = trainer.hooks, self.step
+        hooks, step, schedulers = trainer.hooks, self.step, self.schedulers
         counts, feed = self.batch_progress.current, self.feed
         assert feed is not None
         for batch in batches:
@@ -122,17 +122,18 @@ class FitLoop:
                 if call(batch, index) == -1:
                     skip = True
             if skip:
-                self.schedulers.after_batch(index, self.closes, is_last=True)
+                schedulers.after_batch(index, self.closes, is_last=True)
                 break
             counts.started += 1
             outputs = step(batch, index) if batch is not None else None
             counts.processed += 1
-            self.schedulers.after_batch(index, self.closes, feed.is_last)
+            if schedulers.by_batch:
+                schedulers.after_batch(index, self.closes, feed.is_last)
             for call in hooks.on_train_batch_end:
                 call(outputs, batch, index)
             counts.completed += 1
             self.after_batch(index)
-            if (trainer.should_stop or self.global_step >= self.step_limit) and self.epoch_ends_early():
+            if (trainer.should_stop or self.global_step >= self.max_steps >= 0) and self.epoch_ends_early():
                 break
         self.end_epoch()
 
@@ -164,7 +165,7 @@ class FitLoop:
         """What follows a trained batch: its metrics to the loggers, validation, schedulers that wait for it."""
         trainer = self.trainer
         stepped = self.closes or not trainer.lightning_module.automatic_optimization
-        if stepped and trainer.logs_step(self.batches_that_stepped):
+        if stepped and trainer._loggers and trainer.logs_step(self.batches_that_stepped):
             trainer.log_step("train", self.batches_that_stepped)
         if self.validates and self.validation_due(index):
             self.validate()
@@ -172,7 +173,7 @@ class FitLoop:
             self.schedulers.after_validation(index, self.closes)
         if stepped:
             self.batches_that_stepped += 1
-        if trainer.received_sigterm:
+        if trainer.signals.received:
             trainer.leave_on_signal()
 
     def end_epoch(self) -> None:

@@ -17,6 +17,7 @@ class Schedulers:
     """The schedulers of a run by the moment at which they step; empty in manual optimisation.
 
     Attributes:
+        by_batch: Whether any steps after a batch, be it the last of the epoch.
         on_plateau: Those that wait for a metric: they step after validation or after the epoch.
         steps: How often any scheduler has stepped.
     """
@@ -27,6 +28,7 @@ class Schedulers:
         plain = [config for config in configs if automatic and not config.reduce_on_plateau]
         self.by_step = [config for config in plain if config.interval == "step"]
         self.by_epoch = [config for config in plain if config.interval == "epoch"]
+        self.by_batch = bool(plain)
         self.on_plateau = [config for config in configs if automatic and config.reduce_on_plateau]
         self._step = (
             opened(trainer.book, "lr_scheduler_step", trainer.lightning_module.lr_scheduler_step) if configs else None

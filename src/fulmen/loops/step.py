@@ -9,7 +9,6 @@ the same parts into a closure, for optimizers that evaluate the loss themselves 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,23 +66,8 @@ class Step:
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def forward(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Calls ``training_step``; returns the loss, divided by the accumulation."""
-        self.book.page = self.page
-        output = self.training_step(batch, batch_idx)
-        if not isinstance(output, Tensor):
-            output = self._unpack(output)
-            if output is None:
-                return None
-        elif self.extras:
-            self.extras = {}
-        if not output.requires_grad:
-            raise no_gradient(self.module, output, batch_idx)
-        accumulate = self.trainer.accumulate_grad_batches
-        return output if accumulate == 1 else output / accumulate
-
-    def _unpack(self, output: Any) -> Tensor | None:
-        """The loss in an output that is not a tensor."""
+    def unpack(self, output: Any) -> Tensor | None:
+        """The loss in an output that is not a tensor; what else it holds is kept for ``outputs``."""
         self.extras = {}
         if output is None:
             if self.trainer.world_size > 1:
@@ -111,20 +95,14 @@ class Step:
             subject=output,
         )
 
-    def zero_grad(self, batch_idx: int) -> None:
-        """Sets the gradients to zero, after the forward pass."""
-        for call in self.hooks.on_before_zero_grad:
-            call(self.optimizer)
-        self.clear_gradients(batch_idx)
-
-    def bind_zero_grad(self) -> Callable[[int], None]:
+    def bind_zero_grad(self) -> Callable[[], None]:
         """``optimizer.zero_grad``, or the module's ``optimizer_zero_grad`` if it is overridden."""
         optimizer = self.optimizer
         assert optimizer is not None
-        if overrides(self.module, "optimizer_zero_grad", LightningModule):
-            own = opened(self.book, "optimizer_zero_grad", self.module.optimizer_zero_grad)
-            return lambda batch_idx: own(self.trainer.current_epoch, batch_idx, optimizer)
-        return lambda batch_idx: optimizer.zero_grad()
+        if not overrides(self.module, "optimizer_zero_grad", LightningModule):
+            return optimizer.zero_grad
+        own = opened(self.book, "optimizer_zero_grad", self.module.optimizer_zero_grad)
+        return lambda: own(self.trainer.current_epoch, self.fit.batch_idx, optimizer)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass with its hooks."""
@@ -163,12 +141,11 @@ class Step:
         return (call,)
 
     def outputs(self, loss: Tensor | None) -> dict[str, Any]:
-        """What ``on_train_batch_end`` gets; made only if somebody listens."""
-        if loss is None or not self.hooks.on_train_batch_end:
-            return {}
-        return {"loss": loss.detach().clone(), **self.extras}
+        """What ``on_train_batch_end`` gets."""
+        extras, self.extras = self.extras, {}
+        return {} if loss is None else {"loss": loss.detach().clone(), **extras}
 
-    clear_gradients: Callable[[int], None]
+    clear_gradients: Callable[[], None]
     clip: tuple[Callable[[Any], None], ...] = ()
 
 
@@ -182,32 +159,45 @@ class AutomaticStep(Step):
         optimizer = self.optimizer
         assert optimizer is not None
         self.update = partial(self.precision.optimizer_step, optimizer) if self.scales else optimizer.step
-        self.run_backward = route_backward(self.strategy, self.backward, optimizer)
-        self.unsynchronised: Callable[[], AbstractContextManager[Any]] = partial(
-            self.strategy.no_backward_sync, module, True
-        )
+        # What has nothing to do is left out here, once, so that the step below need not ask.
+        hooks = self.hooks
+        plain = not (self.scales or hooks.on_before_backward or hooks.on_after_backward)
+        self.run_backward = route_backward(self.strategy, self.gradients if plain else self.backward, optimizer)
+        self.prepares_update = bool(self.scales or hooks.on_before_optimizer_step or self.clip)
+        self.reports = bool(hooks.on_train_batch_end)
         self.always_syncs = self.strategy.world_size == 1
 
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Trains on one batch, and steps the optimizer if the window of accumulated batches closes with it."""
         if self.fit.closes:
             loss = self.gradient(batch, batch_idx)
-            self.before_update(loss)
+            if self.prepares_update:
+                self.before_update(loss)
             if loss is not None or not self.scales:
                 self.update()
             self.fit.global_step += 1
         elif self.always_syncs:
             loss = self.gradient(batch, batch_idx)
         else:
-            with self.unsynchronised():
+            with self.strategy.no_backward_sync(self.module, enabled=True):
                 loss = self.gradient(batch, batch_idx)
-        return self.outputs(loss)
+        return self.outputs(loss) if self.reports else {}
 
     def gradient(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Forward and backward of one batch; the window's first batch sets the gradients to zero in between."""
-        loss = self.forward(batch, batch_idx)
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.zero_grad(batch_idx)
+        self.book.page = self.page
+        loss = self.training_step(batch, batch_idx)
+        if not isinstance(loss, Tensor):
+            loss = self.unpack(loss)
+        if loss is not None and not loss.requires_grad:
+            raise no_gradient(self.module, loss, batch_idx)
+        accumulate = self.trainer.accumulate_grad_batches
+        if accumulate != 1 and loss is not None:
+            loss = loss / accumulate
+        if batch_idx % accumulate == 0:
+            for call in self.hooks.on_before_zero_grad:
+                call(self.optimizer)
+            self.clear_gradients()
         if loss is not None:
             self.run_backward(loss)
         return loss

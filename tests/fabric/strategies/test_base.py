@@ -231,7 +231,8 @@ def test_empty_init_leaves_new_parameters_alone():
         def __init__(self):
             super().__init__()
             self.weight = nn.Parameter(torch.full((3,), 5.0))
-            nn.init.zeros_(self.weight)
+            nn.init.normal_(self.weight)
+            nn.init.kaiming_uniform_(self.weight.view(1, 3))
             nn.init.constant_(tensor=self.weight, val=2.0)
 
     strategy = SingleDeviceStrategy()

@@ -30,7 +30,7 @@ _NOTHING: AbstractContextManager[None] = nullcontext()
 
 def plain(method: F) -> F:
     """Mark a method of a strategy as one that does nothing beyond the regular work, so that a loop may pass it by."""
-    method._is_plain = True  # type: ignore[attr-defined]
+    method._plain = method  # type: ignore[attr-defined]  # itself, as `functools.wraps` copies attributes
     return method
 
 
@@ -41,11 +41,15 @@ def overrides(strategy: Strategy, name: str) -> bool:
         strategy: The strategy.
         name: A method that is `plain` in `Strategy`: "training_step", "backward", "on_train_start", ...
     """
-    return name in vars(strategy) or not getattr(getattr(type(strategy), name), "_is_plain", False)
+    method = getattr(type(strategy), name)
+    return name in vars(strategy) or getattr(method, "_plain", None) is not method
 
 
 class _EmptyInit(TorchFunctionMode):
-    """New parameters keep what their memory held: the functions of `torch.nn.init` return their tensor untouched."""
+    """New parameters keep what their memory held, wherever a layer of torch would fill them with random numbers.
+
+    Of `torch.nn.init`, the functions `uniform_`, `normal_`, `constant_` and `kaiming_uniform_` ask modes like this one.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -268,7 +272,7 @@ class Strategy(ABC):
         """Context in which new tensors are on the device and in the precision.
 
         Args:
-            empty_init: Whether `torch.nn.init` leaves the memory of new parameters as it is.
+            empty_init: Whether the time to fill new parameters with random numbers is saved.
         """
         return self._init_context(self.precision_plugin.tensor_init_context(), empty_init)
 
@@ -348,11 +352,15 @@ class Strategy(ABC):
         norm_type: float | int = 2.0,
         error_if_nonfinite: bool = True,
     ) -> Tensor:
-        """Scale the gradients of the optimizer's parameters down to a total norm; returns the norm before."""
+        """Scale the gradients of the optimizer's parameters down to a total norm; returns the norm before.
+
+        A norm that is not finite is no error where the loss is scaled: the step will be skipped and the scale lowered.
+        """
         self.precision_plugin.check_clipping(optimizer)
         self.precision_plugin.unscale_gradients(optimizer)
         parameters = self.precision_plugin.main_params(optimizer)
-        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
+        is_error = error_if_nonfinite and self.precision_plugin.scaler is None
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, is_error)
 
     def clip_gradients_value(self, module: nn.Module, optimizer: Optimizer, clip_val: float | int) -> None:
         """Clip each element of the gradients of the optimizer's parameters to [-clip_val, clip_val]."""
