@@ -28,7 +28,7 @@ def make_loaders():
 class DigitReader(LightningModule):
     """Two convolutions and a linear layer."""
 
-    def __init__(self, width=32, dropout=0.3, learning_rate=5e-3):
+    def __init__(self, width=16, dropout=0.3, learning_rate=5e-3):
         super().__init__()
         self.save_hyperparameters()
         self.layers = nn.Sequential(
@@ -57,7 +57,8 @@ class DigitReader(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams.learning_rate)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-4)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

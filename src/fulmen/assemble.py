@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fulmen.callback import Callback
-from fulmen.errors import MisconfigurationException
+from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.extras import available
-from fulmen.ranks import rank_zero_info
+from fulmen.ranks import rank_zero_info, rank_zero_warn
 
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
+
+
+def warn_unused_gpu(accelerator: Any) -> None:
+    """Says so if there is a GPU and the run will not use it."""
+    if accelerator.name() == "cpu" and torch.cuda.is_available():
+        rank_zero_warn(
+            "There is a GPU, but the run is on the CPU. To use the GPU: `Trainer(accelerator='gpu')`.",
+            category=PossibleUserWarning,
+        )
 
 
 def callbacks_of(settings: dict[str, Any]) -> list[Callback]:

@@ -7,8 +7,11 @@ together in blocks, and become Python numbers only when a logger or the progress
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +37,10 @@ _FUNCTIONS: dict[Any, str] = {
 }
 
 
+#: Values of these types are kept as they are; half precision would lose too much in a sum.
+_WIDE = (torch.float32, torch.float64)
+
+
 class Options(NamedTuple):
     """What a call of ``self.log`` was given besides name, value and batch size."""
 
@@ -50,15 +57,39 @@ class Options(NamedTuple):
     rank_zero_only: bool = False
 
 
+class Resolved(NamedTuple):
+    """What ``Options`` come to in one hook. Two calls that differ only in how they say it are the same."""
+
+    prog_bar: bool
+    logger: bool
+    on_step: bool
+    on_epoch: bool
+    reduction: str
+    enable_graph: bool
+    sync_dist: bool
+    sync_dist_group: Any
+    add_dataloader_idx: bool
+    metric_attribute: str | None
+    rank_zero_only: bool
+
+
 class Entry:
-    """One logged name on one page: its last value, and what it takes to reduce the epoch's values."""
+    """One logged name on one page: its last value, and what it takes to reduce the epoch's values.
+
+    Attributes:
+        stamp: Number of the batch in which it was last written; -1 if nothing was since ``clear``.
+        published: The stamp of the value that the dictionaries have.
+        value: What was written last: a tensor or a float; None for a metric without a value of its own for the batch.
+        result: The epoch's value as it was published last.
+        closed: Whether ``result`` is final, because its loader is through.
+    """
 
     __slots__ = (
+        "closed",
         "epoch_key",
         "key",
         "loader",
         "logger",
-        "number",
         "on_epoch",
         "on_step",
         "options",
@@ -66,83 +97,76 @@ class Entry:
         "prog_bar",
         "published",
         "reduction",
+        "resolved",
         "result",
         "stamp",
         "step_key",
-        "tensor",
+        "total",
         "value",
         "weight",
-        "weights",
+        "weighted",
     )
 
-    def __init__(self, name: str, options: Options, on_step: bool, on_epoch: bool, loader: int | None) -> None:
+    def __init__(self, name: str, options: Options, resolved: Resolved, loader: int | None) -> None:
         suffix = f"/dataloader_idx_{loader}" if loader is not None and options.add_dataloader_idx else ""
-        forked = on_step and on_epoch
+        forked = resolved.on_step and resolved.on_epoch
         self.key = name + suffix
         self.step_key = f"{name}_step{suffix}" if forked else self.key
         self.epoch_key = f"{name}_epoch{suffix}" if forked else self.key
-        self.options = options
-        self.on_step, self.on_epoch = on_step, on_epoch
-        self.prog_bar = options.prog_bar
-        self.logger = options.logger is not False
+        self.options, self.resolved = options, resolved
+        self.on_step, self.on_epoch = resolved.on_step, resolved.on_epoch
+        self.prog_bar, self.logger = resolved.prog_bar, resolved.logger
         self.loader = loader
-        self.reduction = reduction_of(options.reduce_fx)
-        self.stamp = self.published = -1
+        self.weighted = resolved.reduction == "mean"
+        self.reduction = "sum" if self.weighted else resolved.reduction
         self.value: Any = None
         self.result: Any = None
+        self.stamp = -1
         self.clear()
 
     def clear(self) -> None:
         """Forgets the epoch's values."""
-        self.pending: list[Tensor] = []
-        self.weights: list[float] = []
-        self.tensor: Tensor | None = None
-        self.number: float | None = None
+        self.pending: list[tuple[Any, float]] = []
+        self.total: Any = None
         self.weight: float = 0
+        self.stamp = self.published = -1
+        self.closed = False
 
     @property
     def empty(self) -> bool:
         """Whether nothing was logged since the last ``clear``."""
-        return self.number is None and self.tensor is None and not self.pending
+        return self.stamp < 0
 
     def add(self, value: Any, weight: float) -> None:
         """Takes one value into the epoch's reduction."""
-        if isinstance(value, Tensor):
-            self.pending.append(value)
-            self.weights.append(weight)
-            if len(self.pending) >= BLOCK:
-                self.fold()
-            return
-        if self.reduction == "mean":
-            self.number = (self.number or 0) + value * weight
-            self.weight += weight
-        else:
-            self.number = value if self.number is None else combine(self.reduction, self.number, value)
+        self.pending.append((value, weight))
+        if len(self.pending) >= BLOCK:
+            self.fold()
 
     def fold(self) -> None:
         """Reduces the pending values to one, without reading them."""
-        if not self.pending:
-            return
-        values, weights = self.pending, self.weights
-        self.pending, self.weights = [], []
-        if self.reduction == "mean":
-            self.weight += sum(weights)
-            if any(weight != weights[0] for weight in weights):
-                values = list(torch._foreach_mul([wide(value) for value in values], weights))
-                weights = [1.0]
-        stacked = wide(torch.stack([value.to(values[0].device) for value in values]))
-        if self.reduction == "mean":
-            folded = stacked.sum() * weights[0]
-        else:
-            folded = getattr(stacked, self.reduction)()
-        self.tensor = folded if self.tensor is None else combine(self.reduction, self.tensor, folded)
+        pending, self.pending = self.pending, []
+        if self.weighted:
+            self.weight += sum([weight for _, weight in pending])
+        tensors = [pair for pair in pending if isinstance(pair[0], Tensor)]
+        if tensors:
+            self._take(reduce_tensors(tensors, self.reduction))
+        if len(tensors) < len(pending):
+            self._take(reduce_numbers([pair for pair in pending if not isinstance(pair[0], Tensor)], self.reduction))
+
+    def _take(self, folded: Any) -> None:
+        self.total = folded if self.total is None else combine(self.reduction, self.total, folded)
 
     def compute(self) -> Any:
         """The epoch's value: a tensor, or a number if only numbers were logged."""
         self.fold()
-        both = [part for part in (self.tensor, self.number) if part is not None]
-        total = both[0] if len(both) == 1 else combine(self.reduction, *both)
-        return total / self.weight if self.reduction == "mean" else total
+        if not self.weighted:
+            return self.total
+        return self.total / self.weight if self.weight else self.total * math.nan
+
+    def close(self) -> None:
+        """Makes ``result`` final."""
+        self.closed = True
 
 
 class MetricEntry(Entry):
@@ -153,11 +177,10 @@ class MetricEntry(Entry):
     def __init__(self, metric: Any, *arguments: Any) -> None:
         self.metric = metric
         super().__init__(*arguments)
-        self.reduction = "metric"
+        self.weighted = False
 
     def add(self, value: Any, weight: float) -> None:
-        """The metric has counted the value already; notes only that there is one."""
-        self.number = 0
+        """Nothing: the metric has counted the value already."""
 
     def compute(self) -> Any:
         """The metric's value over the epoch."""
@@ -169,9 +192,14 @@ class MetricEntry(Entry):
             )
         return value.detach()
 
+    def close(self) -> None:
+        """Makes ``result`` final; the metric begins again, for the next loader may use the same one."""
+        super().close()
+        self.metric.reset()
+
     def clear(self) -> None:
         """Resets the metric if it holds anything."""
-        if getattr(self, "number", None) is not None:
+        if not self.empty and not self.closed:
             self.metric.reset()
         super().clear()
 
@@ -222,38 +250,43 @@ class Book:
         if entry is None or entry.options != options:
             entry = self._open_entry(name, value, Options(*options))
         if isinstance(value, Tensor):
-            value = value.detach()
-            if value.dim():
-                value = one_element(name, value)
-            value = value.clone()
-        elif not isinstance(value, (int, float)):
-            value = self._other_value(name, value)
+            value = own_scalar(name, value)
+        elif type(value) is not float:
+            value = self._other_value(name, value, entry)
+        if entry.on_epoch:
+            if not entry.weighted:
+                batch_size = 1
+            elif batch_size is None:
+                batch_size = self.batch_size or self._infer_batch_size(name)
+            entry.add(value, batch_size)
         entry.value = value
         entry.stamp = self.stamp
-        if entry.on_epoch:
-            entry.add(value, (batch_size or self._batch_size(name)) if entry.reduction == "mean" else 1)
 
-    def _batch_size(self, name: str) -> int:
+    def _infer_batch_size(self, name: str) -> int:
+        if self.page.rule == "epoch":
+            return 1
+        self.batch_size = batch_size_of(self.batch)
         if self.batch_size is None:
-            if self.page.rule == "epoch":
-                return 1
-            self.batch_size = batch_size_of(self.batch)
-            if self.batch_size is None:
-                raise MisconfigurationException(
-                    f"`self.log({name!r}, ..., on_epoch=True)` weights each value by the batch size, but the batch"
-                    f" ({type(self.batch).__name__}) holds no tensor to read it from."
-                    f" Give it: `self.log({name!r}, ..., batch_size=...)`."
-                )
+            raise MisconfigurationException(
+                f"`self.log({name!r}, ..., on_epoch=True)` weights each value by the batch size, but the batch"
+                f" ({type(self.batch).__name__}) holds no tensor to read it from."
+                f" Give it: `self.log({name!r}, ..., batch_size=...)`."
+            )
         return self.batch_size
 
-    def _other_value(self, name: str, value: Any) -> Any:
-        """A torchmetrics object's step value; anything else is refused."""
+    def _other_value(self, name: str, value: Any, entry: Entry) -> Any:
+        """A number as a float, a torchmetrics object's value for this batch; anything else is refused."""
+        if isinstance(value, Real):
+            return float(value)
         if is_metric(value):
-            return getattr(value, "_forward_cache", None)
+            if isinstance(entry, MetricEntry):
+                entry.metric = value
+            value = value._forward_cache
+            return own_scalar(name, value) if isinstance(value, Tensor) else value
+        hint = " Use `self.log_dict` for several values." if hasattr(value, "items") else ""
         raise ValueError(
             f"`self.log({name!r}, ...)` was given {type(value).__name__}; expected a number, a tensor with one"
-            " element, or"
-            " a torchmetrics metric." + (" Use `self.log_dict` for a dictionary." if isinstance(value, dict) else "")
+            f" element, or a torchmetrics metric.{hint}"
         )
 
     def _open_entry(self, name: str, value: Any, options: Options) -> Entry:
@@ -264,10 +297,15 @@ class Book:
                 f"`self.log({name!r}, ...)` {where}: there is no loop that could log it. Log from a step or from one of"
                 " the hooks of the loop, e.g. `on_train_epoch_end`."
             )
-        if name in page:
+        resolved = resolve(name, page, options)
+        known = page.get(name)
+        if known is not None and known.resolved == resolved:
+            known.options = options
+            return known
+        if known is not None:
             raise MisconfigurationException(
                 f"`self.log({name!r}, ...)` was called before in `{page.hook}` with other arguments:"
-                f" {differences(page[name].options, options)}. Use the same arguments, or another name."
+                f" {differences(known.resolved, resolved)}. Use the same arguments, or another name."
             )
         if "/dataloader_idx_" in name and options.add_dataloader_idx:
             raise MisconfigurationException(
@@ -275,7 +313,6 @@ class Book:
                 " Leave it out, or pass `add_dataloader_idx=False`."
             )
         self._check_other_loaders(name, options)
-        on_step, on_epoch = resolve_when(name, page, options)
         if options.logger and not self.has_loggers:
             self._cache.warn(
                 f"`self.log({name!r}, ..., logger=True)`, but the Trainer has no logger (`Trainer(logger=...)`)."
@@ -285,14 +322,14 @@ class Book:
                 f"`self.log({name!r}, ...)` was given a tensor of {value.dtype}; it is averaged as a float."
                 " Pass `value.float()` to say so."
             )
-        entry = self._new_entry(name, value, options, on_step, on_epoch)
+        entry = self._new_entry(name, value, options, resolved)
         page[name] = entry
         self._phases[page.phase].append(entry)
         return entry
 
-    def _new_entry(self, name: str, value: Any, options: Options, on_step: bool, on_epoch: bool) -> Entry:
+    def _new_entry(self, name: str, value: Any, options: Options, resolved: Resolved) -> Entry:
         if not is_metric(value):
-            return Entry(name, options, on_step, on_epoch, self.page.loader)
+            return Entry(name, options, resolved, self.page.loader)
         known = self.module is not None and any(part is value for part in self.module.modules())
         if not known and options.metric_attribute is None:
             raise MisconfigurationException(
@@ -300,7 +337,7 @@ class Book:
                 " so its"
                 " state would not be kept. Assign it in `__init__` (`self.accuracy = ...`) and log that one."
             )
-        return MetricEntry(value, name, options, on_step, on_epoch, self.page.loader)
+        return MetricEntry(value, name, options, resolved, self.page.loader)
 
     def _check_other_loaders(self, name: str, options: Options) -> None:
         page = self.page
@@ -357,7 +394,7 @@ class Book:
                 continue
             entry.published = entry.stamp
             if phase == "train":
-                self._callback[entry.step_key] = self._callback[entry.key] = self._tensor(entry.value)
+                self._callback[entry.key] = self._callback[entry.step_key] = self._tensor(entry.value)
             if entry.logger:
                 self._logged[entry.step_key] = entry.value
             if entry.prog_bar:
@@ -372,13 +409,21 @@ class Book:
         self.settle(phase)
         due = [entry for entry in self._phases[phase] if entry.on_epoch and not entry.empty]
         for entry in due:
-            entry.result = value = entry.compute()
+            if not entry.closed:
+                entry.result = entry.compute()
+            value = entry.result
             self._callback[entry.key] = self._callback[entry.epoch_key] = self._tensor(value)
             if entry.logger:
                 self._logged[entry.epoch_key] = value
             if entry.prog_bar:
                 self._progress_bar[entry.epoch_key] = value
         return due
+
+    def end_loader(self, phase: str) -> None:
+        """One of several loaders is through: its reduced values are final, and can be read."""
+        for entry in self.publish(phase):
+            if entry.loader == self.dataloader_idx and not entry.closed:
+                entry.close()
 
     def end(self, phase: str) -> list[Entry]:
         """The batches of ``phase`` are over: from here until ``clear`` its reduced values are what is read."""
@@ -408,7 +453,7 @@ class Book:
 
     def forget(self) -> None:
         """Empties entries and dictionaries: a run starts."""
-        self._ending = None
+        self._ending = self.dataloader_idx = self.batch = None
         for phase in self._phases:
             self.drop(phase)
         self._callback.clear()
@@ -418,7 +463,7 @@ class Book:
     def to_cpu(self) -> None:
         """Moves what can still be read to the CPU: a run has ended."""
         self._settle_all()
-        for metrics in (self._callback, self._logged):
+        for metrics in (self._callback, self._logged, self._progress_bar):
             for key, value in metrics.items():
                 metrics[key] = value.cpu() if isinstance(value, Tensor) else value
 
@@ -458,11 +503,11 @@ class SilentBook(Book):
         self._cache.warn("`self.log(...)` is ignored under `Trainer(barebones=True)`.")
 
 
-def resolve_when(name: str, page: Page, options: Options) -> tuple[bool, bool]:
-    """Whether a value is logged by step and by epoch, from the arguments and the rule of the hook."""
-    defaults = {"step": (True, False), "evaluation": (False, True), "epoch": (False, True)}[page.rule]
-    on_step = defaults[0] if options.on_step is None else options.on_step
-    on_epoch = defaults[1] if options.on_epoch is None else options.on_epoch
+def resolve(name: str, page: Page, options: Options) -> Resolved:
+    """What the arguments of a call come to under the rule of the hook."""
+    by_step, by_epoch = {"step": (True, False), "evaluation": (False, True), "epoch": (False, True)}[page.rule]
+    on_step = by_step if options.on_step is None else options.on_step
+    on_epoch = by_epoch if options.on_epoch is None else options.on_epoch
     if not on_step and not on_epoch:
         raise MisconfigurationException(
             f"`self.log({name!r}, ..., on_step=False, on_epoch=False)` logs nothing. Set one of them to True."
@@ -470,55 +515,98 @@ def resolve_when(name: str, page: Page, options: Options) -> tuple[bool, bool]:
     if page.rule == "epoch" and (on_step or not on_epoch):
         raise MisconfigurationException(
             f"`self.log({name!r}, ..., on_step={options.on_step}, on_epoch={options.on_epoch})` in `{page.hook}`:"
-            " this hook"
-            " runs once an epoch, so only `on_epoch=True` is possible here. Leave both out."
+            " this hook runs once an epoch, so only `on_epoch=True` is possible here. Leave both out."
         )
-    return on_step, on_epoch
+    reduction = reduction_of(options.reduce_fx)
+    return Resolved(options.prog_bar, options.logger is not False, on_step, on_epoch, reduction, *options[5:])
 
 
 def reduction_of(reduce_fx: Any) -> str:
     """The name of the reduction that ``reduce_fx`` stands for."""
-    found = _REDUCTIONS.get(reduce_fx.lower()) if isinstance(reduce_fx, str) else _FUNCTIONS.get(reduce_fx)
+    if isinstance(reduce_fx, str):
+        found = _REDUCTIONS.get(reduce_fx.lower())
+    else:
+        found = next((name for function, name in _FUNCTIONS.items() if function is reduce_fx), None)
     if found is None:
         raise MisconfigurationException(
             f"`self.log(..., reduce_fx={reduce_fx!r})` is not one of 'mean', 'min', 'max', 'sum'. For anything else"
-            " log a"
-            " torchmetrics metric, or collect the values yourself and log the result in `on_train_epoch_end`."
+            " log a torchmetrics metric, or collect the values yourself and log the result in `on_train_epoch_end`."
         )
     return found
 
 
+def reduce_tensors(pairs: list[tuple[Tensor, float]], reduction: str) -> Tensor:
+    """One tensor from values and their weights; weights count in sums only."""
+    values, weights = zip(*pairs, strict=True)
+    common = weights[0]
+    if weights.count(common) < len(weights):
+        # as scalar arguments, since a tensor of weights would have to be copied to the device
+        values, common = torch._foreach_mul(values, weights), 1
+    try:
+        together = torch.stack(values)
+    except RuntimeError:  # rare, and asking each value for its device beforehand costs half as much as the stack
+        together = torch.stack([value.to(values[-1].device) for value in values])
+    folded: Tensor = getattr(together, reduction)()
+    return folded if common == 1 else folded * common
+
+
+def reduce_numbers(pairs: list[tuple[float, float]], reduction: str) -> float:
+    """One number from numbers and their weights; weights count in sums only."""
+    return functools.reduce(functools.partial(combine, reduction), [value * weight for value, weight in pairs])
+
+
 def combine(reduction: str, first: Any, second: Any) -> Any:
-    """Two partial results made one."""
-    if reduction in ("mean", "sum"):
+    """Two partial results made one; not a number stays that."""
+    if reduction == "sum":
         return first + second
     if isinstance(first, Tensor) or isinstance(second, Tensor):
-        pair = [torch.as_tensor(part, dtype=torch.get_default_dtype()) for part in (first, second)]
-        return (torch.maximum if reduction == "max" else torch.minimum)(pair[0].to(pair[1].device), pair[1])
-    return max(first, second) if reduction == "max" else min(first, second)
+        choose = torch.maximum if reduction == "max" else torch.minimum
+        return choose(torch.as_tensor(first), torch.as_tensor(second))
+    if first != first:
+        return first
+    return second if second != second else max(first, second) if reduction == "max" else min(first, second)
 
 
-def wide(value: Tensor) -> Tensor:
-    """In float32 unless it is wider already, so that sums of half-precision values are exact enough."""
-    if value.dtype in (torch.float32, torch.float64):
-        return value
-    return value.float()
-
-
-def one_element(name: str, value: Tensor) -> Tensor:
-    """The scalar in a tensor of one element; more elements are refused."""
-    if value.numel() != 1:
-        raise ValueError(
-            f"`self.log({name!r}, ...)` was given a tensor of shape {tuple(value.shape)}; expected one element."
-            f" Reduce it: `self.log({name!r}, value.mean())`."
-        )
-    return value.squeeze()
+def own_scalar(name: str, value: Tensor) -> Tensor:
+    """A copy of a tensor of one element: without graph and dimensions, in float32 unless it is wider."""
+    if value.requires_grad:
+        value = value.detach()
+    if value.dim():
+        if value.numel() != 1:
+            raise ValueError(
+                f"`self.log({name!r}, ...)` was given a tensor of shape {tuple(value.shape)}; expected one element."
+                f" Reduce it: `self.log({name!r}, value.mean())`."
+            )
+        value = value.squeeze()
+    if value.dtype in _WIDE:
+        return value.clone()
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def is_metric(value: Any) -> bool:
     """Whether ``value`` is a torchmetrics metric; torchmetrics is not imported for the question."""
     torchmetrics = sys.modules.get("torchmetrics")
     return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def items_of(dictionary: Any) -> Iterable[tuple[str, Any]]:
+    """Names and values of what ``log_dict`` was given."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is not None and isinstance(dictionary, torchmetrics.MetricCollection):
+        # its metrics may share their states; by default each look at them would copy these
+        items: Iterable[tuple[str, Any]] = dictionary.items(copy_state=False)
+        return items
+    return dictionary.items()  # type: ignore[no-any-return]
+
+
+def check_plain(metrics: Mapping[str, Any]) -> None:
+    """Refuses what Fabric, which reduces nothing, could not give to its loggers."""
+    for name, value in metrics.items():
+        if not isinstance(value, (Real, Tensor)):
+            raise ValueError(
+                f"`self.log({name!r}, ...)` under Fabric was given {type(value).__name__}; expected a number or a tensor"
+                " with one element. Compute metrics first: `self.log(name, metric.compute())`."
+            )
 
 
 def phase_of(hook: str) -> str:
@@ -528,9 +616,9 @@ def phase_of(hook: str) -> str:
     return "test" if hook.startswith(("on_test", "test")) else "train"
 
 
-def differences(before: Options, now: Options) -> str:
+def differences(before: Resolved, now: Resolved) -> str:
     """How two sets of arguments differ, for a message."""
-    pairs: Iterable[tuple[str, Any, Any]] = zip(Options._fields, before, now, strict=True)
+    pairs: Iterable[tuple[str, Any, Any]] = zip(Resolved._fields, before, now, strict=True)
     return ", ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in pairs if old != new)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import logging
 import os
 import re
 import shutil
@@ -65,7 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace, resumed: int | None) -> int:
     """Runs the example, and says what came of it."""
-    show_messages()
     script = script_path()
     before, begin = last_run(arguments.root), time.monotonic()
     print("A small network learns to read handwritten digits. Ctrl-C stops it; nothing is lost.", flush=True)
@@ -82,13 +80,14 @@ def train(arguments: argparse.Namespace, resumed: int | None) -> int:
 def say_where_everything_is(trainer: Trainer, script: Path, seconds: float) -> None:
     """The result, and the files of the run."""
     folder, checkpoints = Path(trainer.log_dir or "."), trainer.checkpoint_callback
+    best = Path(getattr(checkpoints, "best_model_path", ""))
     accuracy = float(trainer.callback_metrics["test_accuracy"])
     print(f"\nTest accuracy {accuracy:.4f} on scans that were not used before, in {seconds:.0f} seconds.\n")
     rows = {
         "report": folder / "report.html",
         "metrics": folder / "metrics.csv",
-        "best checkpoint": shown(getattr(checkpoints, "best_model_path", "")),
-        "last checkpoint": shown(getattr(checkpoints, "last_model_path", "")),
+        "best checkpoint": shown(best),
+        "last checkpoint": shown(best.with_name("last.ckpt")),
         "script": shown(script),
     }
     print("\n".join(f"  {name:<15}  {path}" for name, path in rows.items()))
@@ -157,9 +156,3 @@ def shown(path: str | Path) -> str:
     """A path as it is typed from here: relative, if it is below this folder."""
     absolute, here = Path(path).absolute(), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
-
-
-def show_messages() -> None:
-    """Lets the messages of the run be seen, plainly, above the progress bar."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("fulmen").setLevel(logging.INFO)

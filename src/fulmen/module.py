@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fulmen.book import Options, warn_unattached
+from fulmen.book import check_plain, items_of, warn_unattached
 from fulmen.datahooks import CheckpointHooks, DataHooks
 from fulmen.errors import MisconfigurationException
 from fulmen.hparams import HyperparametersMixin, load_module, restricted_classmethod
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
     from fulmen.optim import LightningOptimizer
     from fulmen.trainer import Trainer
-
-_NO_OPTIONS = Options()
 
 
 class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
@@ -116,7 +114,7 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
         """
         trainer = self._trainer
         if trainer is None:
-            self._log_without_trainer(name, value, logger)
+            self._log_without_trainer({name: value}, logger)
             return
         options = (
             prog_bar,
@@ -164,7 +162,10 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
             batch_size: See ``log``.
             rank_zero_only: See ``log``.
         """
-        for name, value in dictionary.items():
+        if self._trainer is None and self.fabric is not None:
+            self._log_without_trainer(dictionary, logger)
+            return
+        for name, value in items_of(dictionary):
             self.log(
                 name,
                 value,
@@ -182,12 +183,13 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
                 rank_zero_only,
             )
 
-    def _log_without_trainer(self, name: str, value: Any, logger: bool | None) -> None:
+    def _log_without_trainer(self, metrics: Mapping[str, Any], logger: bool | None) -> None:
         fabric = self.fabric
         if fabric is None:
-            warn_unattached(name)
+            warn_unattached(*metrics)
         elif logger is not False:
-            fabric.log_dict({name: value})
+            check_plain(metrics)
+            fabric.log_dict(metrics)
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints on rank 0, above the progress bar if there is one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
@@ -24,6 +25,7 @@ __all__ = [
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
+    "show_information",
 ]
 
 P = ParamSpec("P")
@@ -35,6 +37,22 @@ log = logging.getLogger("fulmen")
 # Every public function here has a `stacklevel` whose default names its caller; one more names the caller's caller.
 # The defaults (4, 5, 6) are those users know; the frames they count that do not exist here are taken off again.
 _UNUSED_FRAMES = 2
+
+
+class _StandardError(logging.Handler):
+    """Writes to what `sys.stderr` is at that moment, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one line."""
+        sys.stderr.write(self.format(record) + "\n")
+
+
+def show_information() -> None:
+    """Lets the INFO lines of fulmen be seen, unless the program has set up logging itself."""
+    if not log.handlers and not logging.getLogger().handlers:
+        log.addHandler(_StandardError())
+        if log.level == logging.NOTSET:
+            log.setLevel(logging.INFO)
 
 
 def _rank_from(environment: Mapping[str, str]) -> int:

@@ -181,9 +181,9 @@ class DataSources:
 
     # ------------------------------------------------------------------------------------------------ checks
 
-    def resolve_val_check_batch(self, num_batches: int | float) -> int | float:
-        """``val_check_interval`` in batches of this training loader; infinity for its end."""
-        trainer = self.trainer
+    def resolve_val_check_batch(self, feed: Feed) -> int | float:
+        """``val_check_interval`` in batches of this training feed; infinity for its end."""
+        trainer, num_batches = self.trainer, feed.num_batches
         interval = trainer.val_check_interval
         if trainer.val_check_seconds is not None:
             return float("inf")
@@ -196,7 +196,7 @@ class DataSources:
                     " epochs."
                 )
             return interval
-        if num_batches == float("inf"):
+        if not feed.has_length:
             if interval == 1.0:
                 return float("inf")
             raise MisconfigurationException(

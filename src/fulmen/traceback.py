@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from fulmen.errors import CheckpointError, MisconfigurationException
+
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
@@ -16,7 +18,8 @@ _HERE = str(Path(__file__).parent) + os.sep
 def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
     """Takes fulmen's own frames out of a traceback that ends in other code, and notes where the run was.
 
-    The frames stay if the error was raised by fulmen itself, or if FULMEN_FULL_TRACEBACK is set.
+    Frames of ours say something only about an error of ours: they stay if fulmen raised the exception without meaning
+    to, and if FULMEN_FULL_TRACEBACK is set.
 
     Args:
         error: What was raised.
@@ -26,7 +29,8 @@ def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
     if note and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
     frames = _frames(error.__traceback__)
-    if os.environ.get("FULMEN_FULL_TRACEBACK") or not frames or _ours(frames[-1]):
+    meant = isinstance(error, (MisconfigurationException, CheckpointError))
+    if os.environ.get("FULMEN_FULL_TRACEBACK") or not frames or (_ours(frames[-1]) and not meant):
         return error
     kept = None
     for frame in reversed([frame for frame in frames if not _ours(frame)]):
@@ -37,10 +41,10 @@ def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
 def where(trainer: Trainer) -> str:
     """Where a run is, in one line."""
     stage = trainer.state.stage
-    if stage is None:
-        return ""
     fit = trainer.fit_loop
-    if trainer.training and fit.batch_idx >= 0:
+    if stage is None or (trainer.training and fit.batch_idx < 0):
+        return ""
+    if trainer.training:
         return f"During fit: epoch {trainer.current_epoch}, batch {fit.batch_idx}, global step {trainer.global_step}."
     return (
         f"During {trainer.state.fn}: {stage.value}, epoch {trainer.current_epoch}, global step {trainer.global_step}."

@@ -30,19 +30,19 @@ from fulmen.loops.fit import FitLoop, resolve_epochs
 from fulmen.loops.predict import PredictionLoop
 from fulmen.module import LightningModule
 from fulmen.optim import LightningOptimizer, configure
-from fulmen.ranks import rank_zero_info
+from fulmen.publish import Publisher
+from fulmen.ranks import rank_zero_info, show_information
 from fulmen.signals import Signals
 from fulmen.sources import DataSources
 from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from fulmen.timings import Timings
 from fulmen.traceback import show_user_first
-from fulmen.tree import to_scalars
 from fulmen.unpack import datamodule_and_loaders, lightning_module
 from fulmen.verify import verify
-from fulmen.view import TrainerView, restore_process_flags
+from fulmen.view import restore_process_flags
 
 
-class Trainer(TrainerView):
+class Trainer(Publisher):
     """Runs the training, evaluation and prediction of a ``LightningModule``.
 
     Args:
@@ -138,9 +138,11 @@ class Trainer(TrainerView):
         self._set_up({name: value for name, value in locals().items() if name != "self"})
 
     def _set_up(self, given: dict[str, Any]) -> None:
+        show_information()
         resolved = settings.read(given)
         planned = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "sync_batchnorm")
         self.plan = resolve(**{name: given[name] for name in planned})
+        assemble.warn_unused_gpu(self.plan.accelerator)
         limits = {name: resolved.pop(name) for name in ("max_epochs", "min_epochs", "max_steps", "min_steps")}
         assembled = ("logger", "callbacks", "max_time", *planned)
         self.__dict__.update({name: value for name, value in resolved.items() if name not in assembled})
@@ -330,8 +332,9 @@ class Trainer(TrainerView):
             rank_zero_info("Interrupted by Ctrl-C.")
             sys.exit(1)
         except BaseException as error:
+            shown = show_user_first(error, self)
             self._fail(error)
-            raise show_user_first(error, self)  # noqa: B904 - the same exception, with fewer frames of ours
+            raise shown  # noqa: B904 - the same exception, with fewer frames of ours
         finally:
             torch.set_grad_enabled(grad_mode)
             undo_flags()
@@ -467,49 +470,6 @@ class Trainer(TrainerView):
         if self.signals.sigint:
             raise KeyboardInterrupt
         raise SIGTERMException
-
-    # ------------------------------------------------------------------------------------------------ logging
-
-    def logs_step(self, stepped: int) -> bool:
-        """Whether the metrics of this step are due at the loggers."""
-        if not self._loggers:
-            return False
-        every = self.log_every_n_steps
-        return bool(every) and ((stepped + 1) % every == 0 or self.should_stop or bool(self.fast_dev_run))
-
-    @property
-    def logs_evaluation(self) -> bool:
-        """Whether step metrics of evaluation go to loggers."""
-        return bool(self._loggers) and not self.sanity_checking
-
-    def log_step(self, phase: str, step: int) -> None:
-        """Sends what this batch logged by step to the loggers."""
-        metrics = self.book.step_metrics(phase)
-        if metrics:
-            self.log_metrics(metrics, step, with_epoch=phase == "train")
-
-    def log_epoch(self, entries: list[Any], step: int) -> None:
-        """Sends the reduced metrics of an epoch to the loggers."""
-        metrics = {entry.epoch_key: entry.result for entry in entries if entry.logger}
-        if metrics and self.logs_evaluation:
-            self.log_metrics(metrics, step)
-
-    def log_metrics(self, metrics: dict[str, Any], step: int, with_epoch: bool = True) -> None:
-        """Sends metrics to all loggers: one copy from the device, whatever their number.
-
-        Args:
-            metrics: Tensors or numbers by name; one named "step" is used as x instead of ``step``.
-            step: The x value.
-            with_epoch: Whether "epoch" is added.
-        """
-        scalars: dict[str, Any] = to_scalars(metrics)
-        if "step" in scalars:
-            step = int(scalars.pop("step"))
-        elif with_epoch:
-            scalars.setdefault("epoch", self.current_epoch)
-        for logger in self._loggers:
-            logger.log_metrics(metrics=scalars, step=step)
-            logger.save()
 
     # ------------------------------------------------------------------------------------------------ for users
 

@@ -116,13 +116,11 @@ def batch_size_of(tree: Any) -> int | None:
     Warns:
         UserWarning: Once, if tensors of the batch differ in their first dimension.
     """
-    if isinstance(tree, Tensor):
-        return tree.size(0) if tree.ndim else 1
     sizes: list[int] = []
-    _collect_sizes(tree, sizes)
+    _collect_sizes((tree,), sizes)
     if not sizes:
         return None
-    if any(size != sizes[0] for size in sizes):
+    if sizes.count(sizes[0]) < len(sizes):
         _warned.warn(
             f"The batch size was inferred from an ambiguous batch: its tensors have first dimensions {sizes[:8]}, and "
             f"{sizes[0]} is used. Give it to avoid this: `self.log(..., batch_size=batch_size)`."
@@ -130,17 +128,18 @@ def batch_size_of(tree: Any) -> int | None:
     return sizes[0]
 
 
-def _collect_sizes(tree: Any, sizes: list[int]) -> None:
-    for node in _children(tree):
+def _collect_sizes(nodes: Iterable[Any], sizes: list[int]) -> None:
+    for node in nodes:
         if isinstance(node, Tensor):
-            sizes.append(node.size(0) if node.ndim else 1)
-        else:
+            shape = node.shape
+            sizes.append(shape[0] if shape else 1)
+        elif isinstance(node, (tuple, list)):
             _collect_sizes(node, sizes)
+        else:
+            _collect_sizes(_children(node), sizes)
 
 
 def _children(node: Any) -> Iterable[Any]:
-    if isinstance(node, (tuple, list)):
-        return node
     if isinstance(node, Mapping):
         return node.values()
     if isinstance(node, (str, bytes, Iterator)) or hasattr(node, "__array_interface__"):

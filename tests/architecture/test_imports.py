@@ -99,7 +99,12 @@ def layer_of(architecture):
     rooms = {}
     for level, files in re.findall(r"^\| L(\d)[^|]*\|([^|]*)\|", architecture, re.MULTILINE):
         rooms |= {name.removesuffix("/*"): int(level) for name in files.replace("`", " ").split()}
-    return lambda module: None if module == "fulmen" else rooms.get(module.split(".")[1])
+
+    def look_up(module):
+        path = module.replace(".", "/").removeprefix("fulmen/")
+        return rooms.get(path, rooms.get(path.split("/")[0]))  # a file with a line of its own, else its folder's
+
+    return look_up
 
 
 def is_ours(module):

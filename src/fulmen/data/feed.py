@@ -189,6 +189,11 @@ class Feed:
         return combined_length(lengths, self._combined.mode)
 
     @property
+    def has_length(self) -> bool:
+        """Whether every loader knows its length; without it the end of an epoch shows only when it comes."""
+        return all(source.length != inf for source in self._sources)
+
+    @property
     def samples(self) -> int:
         """Samples given in this epoch, over all loaders; batches of unknown size are not counted."""
         if self._mark is not None:

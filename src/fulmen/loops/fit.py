@@ -32,7 +32,7 @@ from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.schedulers import Schedulers
 from fulmen.loops.step import Step, choose_step
 from fulmen.progress import Counts, Progress
-from fulmen.ranks import rank_zero_info, rank_zero_warn
+from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
 from fulmen.states import RunningStage
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class FitLoop:
         self._feed_state: dict[str, Any] | None = None
         self._loaded_at_epoch = 0
         self._told_to_go_on = False
+        self._warned = WarningCache()
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -125,7 +126,7 @@ class FitLoop:
                 schedulers.after_batch(index, self.closes, is_last=True)
                 break
             counts.started += 1
-            outputs = step(batch, index) if batch is not None else None
+            outputs = step(batch, index) if batch is not None else self.without_batch(index)
             counts.processed += 1
             if schedulers.by_batch:
                 schedulers.after_batch(index, self.closes, feed.is_last)
@@ -175,6 +176,13 @@ class FitLoop:
             self.batches_that_stepped += 1
         if trainer.signals.received:
             trainer.leave_on_signal()
+
+    def without_batch(self, index: int) -> None:
+        """What happens instead of a step when the loader gave None: nothing, which is said once."""
+        self._warned.warn(
+            f"The train dataloader gave None for batch {index}, which is passed over. If that is not meant, look at its"
+            " `collate_fn`."
+        )
 
     def end_epoch(self) -> None:
         """Ends an epoch: hooks, schedulers on a plateau, the epoch's metrics."""
@@ -270,15 +278,14 @@ class FitLoop:
         """Whether a validation follows batch ``index``."""
         trainer, feed = self.trainer, self.feed
         assert feed is not None
-        if feed.num_batches == float("inf") and feed.is_last:
+        if feed.is_last and not feed.has_length:
             return True
         if trainer.should_stop and self.may_stop():
             return True
         if trainer.val_check_seconds is not None:
             return time.monotonic() - self.last_validation >= trainer.val_check_seconds
-        limit = trainer.limit_train_batches
         if trainer.val_check_batch == float("inf"):
-            return feed.is_last or (isinstance(limit, int) and (index + 1) % limit == 0)
+            return feed.is_last
         count = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else index + 1
         return count % trainer.val_check_batch == 0
 
@@ -290,7 +297,7 @@ class FitLoop:
             trainer = self.trainer
             self.feed = trainer.data.feed("train")
             self._loaded_at_epoch = self.current_epoch
-            trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed.num_batches)
+            trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed)
             trainer.data.warn_log_interval(self.feed.num_batches)
         if self._feed_state is not None:
             self.feed.load_state_dict(self._feed_state)

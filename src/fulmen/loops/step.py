@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fulmen.errors import LossError, MisconfigurationException
+from fulmen.fabric.precision import Precision
 from fulmen.fabric.strategies.base import overrides as strategy_overrides
 from fulmen.hooks import opened, overrides
 from fulmen.loops.routing import route, route_backward
@@ -158,7 +159,8 @@ class AutomaticStep(Step):
         self.clip = self.bind_clipping()
         optimizer = self.optimizer
         assert optimizer is not None
-        self.update = partial(self.precision.optimizer_step, optimizer) if self.scales else optimizer.step
+        own_step = type(self.precision).optimizer_step is not Precision.optimizer_step
+        self.update = partial(self.precision.optimizer_step, optimizer) if own_step else optimizer.step
         # What has nothing to do is left out here, once, so that the step below need not ask.
         hooks = self.hooks
         plain = not (self.scales or hooks.on_before_backward or hooks.on_after_backward)
@@ -186,9 +188,8 @@ class AutomaticStep(Step):
     def gradient(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Forward and backward of one batch; the window's first batch sets the gradients to zero in between."""
         self.book.page = self.page
-        loss = self.training_step(batch, batch_idx)
-        if not isinstance(loss, Tensor):
-            loss = self.unpack(loss)
+        output = self.training_step(batch, batch_idx)
+        loss: Tensor | None = output if isinstance(output, Tensor) else self.unpack(output)
         if loss is not None and not loss.requires_grad:
             raise no_gradient(self.module, loss, batch_idx)
         accumulate = self.trainer.accumulate_grad_batches
