@@ -145,7 +145,7 @@ def stacked_bar(shares: Sequence[tuple[str, float]], title: str) -> str:
     for index, (name, size) in enumerate(shares):
         width = 1000 * size / total
         label = f"<title>{escape(name)}: {size / total:.1%}</title>"
-        parts.append(f'<rect class="fill{index % 7}" x="{x:.2f}" width="{width:.2f}" height="30">{label}</rect>')
+        parts.append(f'<rect class="fill{index % 8}" x="{x:.2f}" width="{width:.2f}" height="30">{label}</rect>')
         x += width
     return (
         f'<svg class="bar" viewBox="0 0 1000 30" preserveAspectRatio="none" role="img"'

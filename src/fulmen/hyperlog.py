@@ -11,32 +11,34 @@ if TYPE_CHECKING:
 
 
 def log_hyperparameters(trainer: Trainer) -> None:
-    """Sends the hyperparameters that module and datamodule saved to the loggers, as they were when they were saved.
+    """Sends the hyperparameters that module and datamodule saved to the loggers, as they were when they were saved,
+    and the module's graph.
 
     Raises:
         RuntimeError: Both saved a value under one name, and the values differ.
     """
     if not trainer.loggers or not trainer.enable_autolog_hparams:
         return
-    of_module = _initial(trainer.lightning_module)
-    of_data = _initial(trainer.data.datamodule)
-    clashing = sorted(key for key in of_module.keys() & of_data.keys() if _differ(of_module[key], of_data[key]))
+    saved = [_initial(owner) for owner in (trainer.lightning_module, trainer.data.datamodule)]
+    of_module, of_data = (hparams or {} for hparams in saved)
+    both = of_module.keys() & of_data.keys() - {"_class_path"}
+    clashing = sorted(key for key in both if _differ(of_module[key], of_data[key]))
     if clashing:
         raise RuntimeError(
             f"Module and datamodule both saved the hyperparameters {clashing}, with different values. Rename them"
-            " in one of"
-            " the two, or keep one out of the loggers: `self.save_hyperparameters(logger=False)`."
+            " in one of the two, or keep one out of the loggers: `self.save_hyperparameters(logger=False)`."
         )
     merged = {key: value for key, value in {**of_module, **of_data}.items() if key != "_class_path"}
-    if not of_module and not of_data:
-        return
     for logger in trainer.loggers:
-        logger.log_hyperparams(merged)
+        if saved != [None, None]:
+            logger.log_hyperparams(merged)
+        logger.log_graph(trainer.lightning_module)
+        logger.save()
 
 
-def _initial(owner: Any) -> dict[str, Any]:
+def _initial(owner: Any) -> dict[str, Any] | None:
     if owner is None or not getattr(owner, "_log_hyperparams", False):
-        return {}
+        return None
     return dict(owner.hparams_initial)
 
 

@@ -77,7 +77,8 @@ class LightningOptimizer:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        hidden = {"step", "state_dict"}
+        # Loading a state replaces these two on the wrapped optimizer: a copy would go on showing the former ones.
+        hidden = {"step", "state_dict", "state", "param_groups"}
         self.__dict__.update({name: value for name, value in vars(optimizer).items() if name not in hidden})
         self.__class__ = type(f"Lightning{type(optimizer).__name__}", (type(self), type(optimizer)), {})
         self._optimizer = optimizer
@@ -142,6 +143,10 @@ class LightningOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state."""
         return self._optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state into the wrapped optimizer."""
+        self._optimizer.load_state_dict(state_dict)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_optimizer":

@@ -29,6 +29,7 @@ _STAGES = {
 }
 _LOADER = re.compile(r"/dataloader_idx_\d+$")
 _TIMING_TITLES = {
+    "setup": "Set-up",
     "data": "Waiting for data",
     "forward_backward": "Forward and backward",
     "optimizer": "Optimizer",
@@ -285,7 +286,7 @@ def _timings(data: ReportData) -> str:
         return ""
     shares = [(_TIMING_TITLES.get(name, name), seconds) for name, seconds in data.timings.items()]
     rows = "".join(
-        f'<li><span class="swatch fill{index % 7}"></span>{escape(name)} <b>{seconds / total:.1%}</b>'
+        f'<li><span class="swatch fill{index % 8}"></span>{escape(name)} <b>{seconds / total:.1%}</b>'
         f" <i>{format_duration(seconds)}</i></li>"
         for index, (name, seconds) in enumerate(shares)
     )

@@ -7,13 +7,15 @@ __all__ = ["SCRIPT", "STYLE"]
 STYLE = """
 :root {
   --page: #f6f7f9; --surface: #ffffff; --line: #e3e6eb; --text: #16191f; --soft: #5c6470; --grid: #eceef2;
-  --c0: #4f46e5; --c1: #e8590c; --c2: #0b8f6a; --c3: #c2257a; --c4: #0a7ea4; --c5: #967000; --c6: #9aa1ad;
+  --c0: #4f46e5; --c1: #e8590c; --c2: #0b8f6a; --c3: #c2257a; --c4: #0a7ea4; --c5: #967000;
+  --c6: #4d8a0f; --c7: #9aa1ad;
   --good: #0b7a53; --good-soft: #dff5ea; --bad: #c02626; --bad-soft: #fde8e8; --warn: #925600; --warn-soft: #fdf0d5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #0f1216; --surface: #171b21; --line: #2a3038; --text: #e8eaee; --soft: #98a1ae; --grid: #232931;
-    --c0: #8b8cf8; --c1: #ff9354; --c2: #3ccf9f; --c3: #f472b6; --c4: #4cc0e8; --c5: #e0bb3c; --c6: #6b7482;
+    --c0: #8b8cf8; --c1: #ff9354; --c2: #3ccf9f; --c3: #f472b6; --c4: #4cc0e8; --c5: #e0bb3c;
+    --c6: #a3d94a; --c7: #6b7482;
     --good: #54d6a3; --good-soft: #12352a; --bad: #ff8585; --bad-soft: #3d1a1c; --warn: #f0b355; --warn-soft: #38290f;
   }
 }
@@ -74,6 +76,7 @@ figcaption { font-weight: 600; overflow-wrap: anywhere; }
 .line4 path { stroke: var(--c4); } .line4 circle, .fill4 { fill: var(--c4); background: var(--c4); }
 .line5 path { stroke: var(--c5); } .line5 circle, .fill5 { fill: var(--c5); background: var(--c5); }
 .fill6 { fill: var(--c6); background: var(--c6); }
+.fill7 { fill: var(--c7); background: var(--c7); }
 .pair {
   display: grid; align-items: start; gap: 20px;
   grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr));

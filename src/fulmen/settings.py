@@ -146,9 +146,9 @@ def _at_least(settings: dict[str, Any], name: str, minimum: int) -> None:
 def limit(name: str, value: Any) -> int | float:
     """A number of batches: an int as it is, a float in [0, 1] as a fraction, a larger whole float as an int."""
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
-    if valid and isinstance(value, float) and value > 1:
-        valid, value = value.is_integer(), int(value)
-    if not valid:
+    if valid and isinstance(value, float) and value > 1 and value.is_integer():
+        value = int(value)
+    if not valid or (isinstance(value, float) and value > 1):
         raise MisconfigurationException(
             f"`Trainer({name}={value!r})`: expected a number of batches (an int of at least 0) or a fraction (a"
             " float from 0.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -23,10 +24,11 @@ class Signals:
         self.sigterm = False
         self.sigint = False
         self.received = False
+        self.closing = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        self.sigterm = self.sigint = self.received = False
+        self.sigterm = self.sigint = self.received = self.closing = False
         # Python delivers signals to the main thread only, and only it may install handlers.
         if threading.current_thread() is threading.main_thread():
             self._install(signal.SIGTERM, self._on_sigterm)
@@ -35,6 +37,14 @@ class Signals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.closing = error is not None
+        if error is None:
+            self.restore()
+            if self.sigint:  # it came too late for the loop to act on it
+                raise KeyboardInterrupt
+
+    def restore(self) -> None:
+        """Puts the former handlers back. After an exception this is the caller's to do, when all is saved."""
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
@@ -50,7 +60,10 @@ class Signals:
             before(number, frame)
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
+        if self.closing:
+            return
         if self.sigint:
             raise KeyboardInterrupt
         self.sigint = self.received = True
-        rank_zero_info("Ctrl-C: the run ends after this batch. Press it again to leave at once.")
+        with suppress(RuntimeError):  # the signal came in the middle of a write to the same stream
+            rank_zero_info("Ctrl-C: the run ends after this batch. Press it again to leave at once.")

@@ -32,12 +32,13 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
         weights_only: Leave out optimizers, schedulers, callbacks and precision.
     """
     module, datamodule = trainer.lightning_module, trainer.data.datamodule
+    position = trainer.fit_loop.position()
     checkpoint: dict[str, Any] = {
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
         **versions(),
         "state_dict": trainer.strategy.lightning_module_state_dict(),
-        "loops": dump_loops(trainer),
+        "loops": dump_loops(trainer, position),
     }
     ours = checkpoint.pop("fulmen")
     if not weights_only:
@@ -53,7 +54,7 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
             checkpoint.update(dump_hyperparameters(owner))
     if datamodule is not None and (state := datamodule.state_dict()):
         checkpoint[type(datamodule).__qualname__] = state
-    checkpoint["fulmen"] = {**ours, "random": capture_random(), "fit": trainer.fit_loop.position()}
+    checkpoint["fulmen"] = {**ours, "random": capture_random(), "fit": position}
     if not weights_only:
         for call in trainer.hooks.on_save_checkpoint:
             call(checkpoint)
@@ -68,15 +69,22 @@ def dump_callbacks(trainer: Trainer) -> dict[str, Any]:
     return {key: state for key, state in states.items() if state}
 
 
-def dump_loops(trainer: Trainer) -> dict[str, Any]:
+def dump_loops(trainer: Trainer, position: dict[str, Any]) -> dict[str, Any]:
     """Progress of the loops, in Lightning's layout."""
-    fit = trainer.fit_loop
+    manual = not trainer.lightning_module.automatic_optimization
     return {
-        "fit_loop": dump_fit(fit, manual=not trainer.lightning_module.automatic_optimization),
+        "fit_loop": {**dump_fit(trainer.fit_loop, manual), "state_dict": _loader_states(position)},
         "validate_loop": _evaluation(trainer.validate_loop.batch_progress, trainer.validate_loop.is_last_batch),
         "test_loop": _evaluation(trainer.test_loop.batch_progress, trainer.test_loop.is_last_batch),
         "predict_loop": {"state_dict": {}, "batch_progress": trainer.predict_loop.batch_progress.state_dict()},
     }
+
+
+def _loader_states(position: dict[str, Any]) -> dict[str, Any]:
+    """The states of the training loaders that keep their own."""
+    loaders = position["feed"]["loaders"] if position["feed"] else []
+    states = [loader["loader"] for loader in loaders if loader["loader"] is not None]
+    return {"combined_loader": states} if states else {}
 
 
 def _evaluation(progress: Progress, is_last: bool) -> dict[str, Any]:
@@ -85,7 +93,6 @@ def _evaluation(progress: Progress, is_last: bool) -> dict[str, Any]:
 
 def dump_fit(fit: FitLoop, manual: bool) -> dict[str, Any]:
     """Progress of the fit loop, in Lightning's layout."""
-    is_last = fit.feed is not None and fit.feed.is_last
     steps, steps_in_epoch = fit.global_step, fit.global_step - fit.step_at_epoch_start
     automatic = (0, 0) if manual else (steps, steps_in_epoch)
     by_hand = (steps, steps_in_epoch) if manual else (0, 0)
@@ -94,7 +101,7 @@ def dump_fit(fit: FitLoop, manual: bool) -> dict[str, Any]:
     return {
         "state_dict": {},
         "epoch_loop.state_dict": {"_batches_that_stepped": fit.batches_that_stepped},
-        "epoch_loop.batch_progress": {**fit.batch_progress.state_dict(), "is_last_batch": is_last},
+        "epoch_loop.batch_progress": {**fit.batch_progress.state_dict(), "is_last_batch": fit.is_last_batch},
         "epoch_loop.scheduler_progress": _counts(*schedulers),
         "epoch_loop.automatic_optimization.state_dict": {},
         "epoch_loop.automatic_optimization.optim_progress": {
@@ -212,5 +219,5 @@ def restore_fit(fit: FitLoop, state: dict[str, Any], checkpoint: dict[str, Any],
     fit.schedulers_before = int(scheduler["total"]["completed"])
     fit.scheduler_steps_at_epoch_start = fit.schedulers_before - int(scheduler["current"]["completed"])
     ours = checkpoint.get("fulmen", {})
-    position = ours.get("fit")
-    fit.load_position({**position, "random": ours.get("random")} if position else None, manual)
+    position = ours.get("fit", {"loader_states": state.get("state_dict", {}).get("combined_loader")})
+    fit.load_position({**position, "random": ours.get("random")}, manual)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
-CATEGORIES = ("data", "forward_backward", "optimizer", "logging", "checkpoint", "validation", "other")
+CATEGORIES = ("setup", "data", "forward_backward", "optimizer", "logging", "checkpoint", "validation", "other")
 
 
 class Timings:
     """A stopwatch with one hand for each category; time spent inside an inner category is not counted in the outer one.
+
+    What comes before the training loop is "setup", what in the loop is none of the named parts is "other".
 
     Args:
         trainer: The run to measure; the seconds are found in its ``timings``.
@@ -39,7 +41,7 @@ class Timings:
 
     def _charge(self) -> None:
         now = time.perf_counter()
-        self.seconds[self._running[-1] if self._running else "other"] += now - self._since
+        self.seconds[self._running[-1] if self._running else "setup"] += now - self._since
         self._since = now
 
     def timed(self, category: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +78,7 @@ class Timings:
 
         swap(trainer, "log_metrics", self.timed("logging", trainer.log_metrics))
         swap(trainer, "save_checkpoint", self.timed("checkpoint", trainer.save_checkpoint))
+        swap(fit, "run", self.timed("other", fit.run))
         swap(fit, "validate", self.timed("validation", fit.validate))
         swap(fit, "bind_step", self._bind_step(fit.bind_step))
         swap(trainer.data, "feed", self._feed(trainer.data.feed))

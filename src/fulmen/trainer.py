@@ -336,6 +336,7 @@ class Trainer(Publisher):
             self._fail(error)
             raise shown  # noqa: B904 - the same exception, with fewer frames of ours
         finally:
+            self.signals.restore()
             torch.set_grad_enabled(grad_mode)
             undo_flags()
 
@@ -343,6 +344,8 @@ class Trainer(Publisher):
         """Connects the module and the data to this trainer."""
         for loop in (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop):
             loop.drop_data()
+        for loop in (self.fit_loop.val_loop, self.validate_loop, self.test_loop):
+            loop.forget_seen()
         if self.state.fn == "fit":
             resolve_epochs(self)
             self.fit_loop.start_over()
@@ -390,9 +393,6 @@ class Trainer(Publisher):
     def _ready(self, checkpoint: dict[str, Any] | None) -> None:
         """The last things before the loop: hyperparameters to the loggers, training state from the checkpoint."""
         log_hyperparameters(self)
-        for logger in self.loggers:
-            logger.log_graph(self.lightning_module)
-            logger.save()
         if checkpoint is not None:
             snapshot.restore_training(self, checkpoint)
         self.recompile_hooks()
@@ -488,7 +488,8 @@ class Trainer(Publisher):
                 "`Trainer.save_checkpoint` saves a run, but no model is attached. Call it after `fit` (or validate,"
                 " test)."
             )
-        checkpoint = snapshot.dump(self, bool(weights_only))
+        # a checkpoint may be taken in the middle of a hook, in which `self.log` works again afterwards
+        checkpoint = opened(self.book, "on_save_checkpoint", snapshot.dump)(self, bool(weights_only))
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
         self.strategy.barrier("Trainer.save_checkpoint")
 

@@ -52,9 +52,9 @@ def datamodule_and_loaders(asked: str, datamodule: Any, **loaders: Any) -> tuple
     Raises:
         MisconfigurationException: Both were given.
     """
-    first = next(iter(loaders.values()))
+    place, first = next(iter(loaders.items()))
     if isinstance(first, LightningDataModule):
-        datamodule, loaders = first, {}
+        datamodule, loaders = first, {**loaders, place: None}
     given = [name for name, value in loaders.items() if value is not None]
     if datamodule is not None and given:
         raise MisconfigurationException(f"`Trainer.{asked}` was given dataloaders and a datamodule. Pass one of them.")

@@ -245,8 +245,7 @@ class TrainerView:
     @property
     def is_last_batch(self) -> bool:
         """Whether the training batch under way (or just done) is the epoch's last."""
-        feed = self.fit_loop.feed
-        return feed is not None and feed.is_last
+        return self.fit_loop.is_last_batch
 
     @property
     def has_time_limit(self) -> bool:

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import fulmen
 from fulmen.loggers import CSVLogger
 
-MAX_FRAMES = 6
-MAX_CALLS_PER_BATCH = 40
+MAX_FRAMES = 5
+MAX_CALLS_PER_BATCH = 20
 MAX_CALLS_PER_LOG = 12
-MAX_CALLS_PER_BATCH_WITH_DEFAULTS = 45
+MAX_CALLS_PER_BATCH_WITH_DEFAULTS = 35
 MAX_CALLS_PER_EVALUATED_BATCH = 15
 BATCHES = 200
 

@@ -173,3 +173,27 @@ def test_writing_leaves_no_part_behind(tmp_path):
         write_atomically(path, None)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_resumed_run_goes_on_with_its_curves_and_times(tmp_path):
+    whole, first, second = Report(tmp_path / "whole.html"), Report(), Report()
+    trainer_with(tmp_path, whole).fit(Net(), loader(), loader(2))
+    trainer = trainer_with(tmp_path, first, ModelCheckpoint(tmp_path / "checkpoints"), max_epochs=2)
+    trainer.fit(Net(), loader(), loader(2))
+    path = trainer.checkpoint_callback.best_model_path
+    trainer = trainer_with(tmp_path, second, ModelCheckpoint(tmp_path / "checkpoints"))
+    trainer.fit(Net(), loader(), loader(2), ckpt_path=path)
+    trainer.test(ckpt_path=path, dataloaders=loader(), verbose=False)
+
+    def steps(report):
+        return {curve.name: curve.x for curve in report._data.curves if curve.name != "test_loss"}
+
+    assert steps(second) == steps(whole)
+    assert second._data.duration > first._data.duration
+    assert second._data.timings["forward_backward"] > first._data.timings["forward_backward"] > 0
+
+
+def test_two_reports_keep_their_own_state(tmp_path):
+    reports = [Report(), Report(tmp_path / "other.html")]
+    trainer_with(tmp_path, *reports, max_epochs=1).fit(Net(), loader(), loader(2))
+    assert all(report.path.exists() for report in reports)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import fulmen
-from fulmen.data import CombinedLoader
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
 
 
@@ -161,6 +160,24 @@ def test_when_validation_runs_without_a_length(
 ) -> None:
     fit(ValNet(), stream(3), data(1), callbacks=[diary], **arguments)
     assert diary.text == expected
+
+
+def test_time_is_counted_from_the_end_of_the_last_validation(
+    fit: Any, ValNet: Any, data: Any, diary: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("fulmen.loops.fit.time.monotonic", lambda: clock[0])
+
+    class Slow(ValNet):
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            clock[0] += 1
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            clock[0] += 10
+
+    fit(Slow(), data(7), data(1), val_check_interval="00:00:00:03", callbacks=[diary], max_epochs=2, max_steps=9)
+    assert diary.text == "0.0 0.1 0.2 val 0.3 0.4 0.5 val 0.6 end 1.0 1.1 val end"
 
 
 def test_an_interval_longer_than_the_epoch_is_refused(fit: Any, ValNet: Any, data: Any) -> None:
@@ -375,6 +392,42 @@ def test_should_stop(
     assert trainer.current_epoch == expected.count("end")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"max_epochs": 2}, "`max_epochs=2` reached"),
+        ({"max_steps": 2, "max_epochs": -1}, "`max_steps=2` reached"),
+        ({"limit_train_batches": 0}, "there are no training batches"),
+        ({"max_epochs": 3, "stop": True}, "something set `trainer.should_stop`"),
+    ],
+    ids=str,
+)
+def test_why_it_stopped_is_told(fit: Any, Net: Any, data: Any, arguments: Any, reason: str, caplog: Any) -> None:
+    caplog.set_level("INFO", logger="fulmen")
+    module = Net()
+    if arguments.pop("stop", False):
+        module.on_train_batch_end = lambda *_: setattr(module.trainer, "should_stop", True)
+    fit(module, data(3), **arguments)
+    told = [record.getMessage() for record in caplog.records if "stopped" in record.getMessage()]
+    assert told == [f"`Trainer.fit` stopped: {reason}."]
+
+
+def test_going_on_in_spite_of_should_stop_is_told_once(fit: Any, Net: Any, data: Any, caplog: Any) -> None:
+    caplog.set_level("INFO", logger="fulmen")
+    module = Net()
+    module.on_train_batch_end = lambda *_: setattr(module.trainer, "should_stop", True)
+    assert fit(module, data(3), max_epochs=5, min_epochs=3).current_epoch == 3
+    assert sum("min_epochs=3" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_anomaly_detection_is_on_in_fit_only(fit: Any, Net: Any, data: Any) -> None:
+    module, seen = Net(), []
+    module.on_train_batch_end = lambda *_: seen.append(torch.is_anomaly_enabled())
+    fit(module, data(1), detect_anomaly=True)
+    fit(module, data(1))
+    assert (seen, torch.is_anomaly_enabled()) == ([True, False], False)
+
+
 def test_max_time(fit: Any, Net: Any, data: Any) -> None:
     trainer = fit(Net(), data(3), max_epochs=-1, max_time={"microseconds": 1})
     assert 0 < trainer.global_step <= 3
@@ -504,96 +557,3 @@ def test_ctrl_c_ends_the_process_in_order(quiet: Any, Net: Any, data: Any) -> No
     with pytest.raises(SystemExit) as caught:
         trainer.fit(Interrupted(), data(2))
     assert (caught.value.code, trainer.interrupted) == (1, True)
-
-
-# ---------------------------------------------------------------------------------------------------- batches
-
-
-def test_minus_one_skips_the_rest_of_the_epoch(fit: Any, ValNet: Any, data: Any, diary: Any) -> None:
-    module = ValNet()
-    module.on_train_batch_start = lambda batch, batch_idx: -1 if batch_idx == 2 else None
-    trainer = fit(module, data(4), data(1), max_epochs=2, callbacks=[diary])
-    assert diary.text == "0.0 0.1 end 1.0 1.1 end"
-    assert (trainer.global_step, trainer.fit_loop.total_batch_idx) == (4, 5)
-
-
-def test_a_batch_that_is_none_is_passed_over(fit: Any, Net: Any, data: Any) -> None:
-    calls = []
-
-    class Watches(Net):
-        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            calls.append("transfer")
-            return batch
-
-        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-            calls.append("start")
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-            calls.append(f"end {outputs is None}")
-
-    loader = data(3, collate_fn=lambda rows: None if rows[0][0] == 1 else rows[0])
-    with pytest.warns(UserWarning, match="gave None for batch 1"):
-        trainer = fit(Watches(), loader)
-    assert calls == ["transfer", "start", "end False", "transfer", "end True", "transfer", "start", "end False"]
-    assert (trainer.global_step, trainer.fit_loop.total_batch_idx) == (2, 2)
-
-
-def test_last_batch_of_a_stream_is_known_when_it_comes(fit: Any, Net: Any) -> None:
-    class Asks(Net):
-        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            self.last = [*getattr(self, "last", []), self.trainer.is_last_batch]
-            return super().training_step(batch, batch_idx)
-
-    module = Asks()
-    trainer = fit(module, stream(3), max_epochs=2, accumulate_grad_batches=2)
-    assert module.last == [False, False, True] * 2
-    assert (trainer.global_step, trainer.num_training_batches) == (4, float("inf"))
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        (None, [(0, 0), (1, 1), (2, 0)]),
-        ("max_size_cycle", [(0, 0), (1, 1), (2, 0)]),
-        ("min_size", [(0, 0), (1, 1)]),
-        ("max_size", [(0, 0), (1, 1), (2, None)]),
-    ],
-)
-@pytest.mark.parametrize("kind", [list, dict])
-def test_several_training_loaders(fit: Any, Net: Any, data: Any, kind: type, mode: Any, expected: Any) -> None:
-    class Notes(Net):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            assert type(batch) is kind
-            both = list(batch.values()) if kind is dict else batch
-            self.seen = [*getattr(self, "seen", []), tuple(None if b is None else int(b.mean()) for b in both)]
-            return self.loss(both[0])
-
-    loaders = [data(3), data(2)]
-    collection: Any = {"a": loaders[0], "b": loaders[1]} if kind is dict else loaders
-    module = Notes()
-    trainer = fit(module, collection if mode is None else CombinedLoader(collection, mode))
-    assert module.seen == expected
-    assert trainer.num_training_batches == len(expected)
-
-
-def test_training_loaders_one_after_the_other_are_refused(fit: Any, Net: Any, data: Any) -> None:
-    with pytest.raises(ValueError, match="sequential"):
-        fit(Net(), CombinedLoader([data(1), data(1)], "sequential"))
-
-
-@pytest.mark.parametrize(("every", "requests"), [(0, (1, 1)), (1, (4, 4)), (2, (2, 2)), (3, (2, 2))])
-def test_reloading_data(quiet: Any, ValNet: Any, data: Any, every: int, requests: tuple[int, int]) -> None:
-    class Counts(ValNet):
-        trains = vals = 0
-
-        def train_dataloader(self) -> Any:
-            self.trains += 1
-            return data(1)
-
-        def val_dataloader(self) -> Any:
-            self.vals += 1
-            return data(1)
-
-    module = Counts()
-    quiet(max_epochs=4, reload_dataloaders_every_n_epochs=every).fit(module)
-    assert (module.trains, module.vals) == requests

@@ -239,5 +239,5 @@ def test_a_foreign_scheduler_needs_lr_scheduler_step(fit: Any, Net: Any, data: A
             optimizer = super().configure_optimizers()
             return [optimizer], [Foreign(optimizer)]
 
-    with pytest.raises(MisconfigurationException, match="`Foreign` is not a torch scheduler.*lr_scheduler_step"):
+    with pytest.raises(MisconfigurationException, match=r"`Foreign` is not a torch scheduler.*lr_scheduler_step"):
         fit(Lacks(), data(1))

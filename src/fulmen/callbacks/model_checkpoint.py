@@ -319,7 +319,7 @@ class ModelCheckpoint(Checkpoint):
             if not trainer.strategy.reduce_boolean_decision(is_due and trainer.is_global_zero, all=False):
                 return False
             self._checked_time = now
-        elif step % self._every_n_train_steps != 0:
+        elif not self._every_n_train_steps or step % self._every_n_train_steps != 0:
             return False
         self._due_step = step
         return True

@@ -47,6 +47,8 @@ class Report(Callback):
     It shows the final metrics, curves of all metrics and learning rates, where the time went, the configuration,
     hyperparameters, the model, the checkpoints with their scores, and versions. A test after fit adds to its page.
 
+    A run that is resumed goes on with the curves and times that are in its checkpoint.
+
     With a logger, the curves have the points that the logger gets; without one, a point per epoch and validation.
     Nothing is written with `fast_dev_run`.
 
@@ -68,6 +70,7 @@ class Report(Callback):
         self._title = title
         self._trainer: Trainer | None = None
         self._recorder: _Recorder | None = None
+        self._earlier: dict[str, Any] = {}
 
     def listens(self, hook: str, trainer: Trainer) -> bool:
         """Not in a trial run."""
@@ -77,6 +80,24 @@ class Report(Callback):
     def path(self) -> Path | None:
         """The file that is written; None before it is known."""
         return self._path
+
+    @property
+    def state_key(self) -> str:
+        """Tells instances apart by the file they write."""
+        return self._generate_state_key(path=self._given_path and str(self._given_path))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Curves and times up to now."""
+        if self._trainer is None or self._recorder is None:
+            return {}
+        return {"curves": self._recorder.state(), **self._times(self._trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with earlier curves and times; a checkpoint that is only tested leaves those of this run."""
+        if self._trainer is None or self._recorder is None or self._trainer.state.fn != "fit":
+            return
+        self._recorder.continue_from(state_dict["curves"])
+        self._earlier = state_dict
 
     # ---------------------------------------------------------------------------------------------- the run
 
@@ -90,6 +111,7 @@ class Report(Callback):
             self._path = self._given_path or Path(folder) / "report.html"
             self._trainer = trainer
             self._recorder = _Recorder(trainer)
+            self._earlier = {}
             model, now = type(pl_module).__name__, datetime.now()
             self._data = ReportData(self._title or model, model, started=f"{now.day} {now:%B %Y, %H:%M}")
         self._begin = time.monotonic()
@@ -174,8 +196,8 @@ class Report(Callback):
         data, recorder = self._data, self._recorder
         assert recorder is not None
         if stage == "fit" or not data.steps:
-            data.duration = time.monotonic() - self._begin
-            data.timings = dict(trainer.timings)
+            times = self._times(trainer)
+            data.duration, data.timings = times["duration"], times["timings"]
         data.epochs, data.steps = trainer.current_epoch, trainer.global_step
         data.metrics.update(to_scalars(trainer.logged_metrics))
         data.curves = list(recorder.curves.values())
@@ -184,6 +206,14 @@ class Report(Callback):
         data.hyperparameters = hyperparameters_of(pl_module, getattr(trainer, "datamodule", None))
         data.monitor, data.checkpoints = checkpoints_of(trainer)
         data.versions = versions()
+
+    def _times(self, trainer: Trainer) -> dict[str, Any]:
+        """Duration and timings, those before a resumption included."""
+        earlier = self._earlier.get("timings", {})
+        return {
+            "duration": self._earlier.get("duration", 0.0) + time.monotonic() - self._begin,
+            "timings": {name: seconds + earlier.get(name, 0.0) for name, seconds in trainer.timings.items()},
+        }
 
 
 class _Recorder(Logger):
@@ -218,6 +248,18 @@ class _Recorder(Logger):
             if name != "epoch" and isinstance(value, (int, float)):
                 curves = self.monitored_rates if name.startswith("lr-") else self.curves
                 _append(curves.setdefault(name, Curve(name)), step, value)
+
+    def state(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+        """The points of all curves."""
+        return {
+            kind: {name: (list(curve.x), list(curve.y)) for name, curve in getattr(self, kind).items()}
+            for kind in ("curves", "rates", "monitored_rates")
+        }
+
+    def continue_from(self, state: dict[str, dict[str, tuple[list[float], list[float]]]]) -> None:
+        """Take over points that `state` gave."""
+        for kind, curves in state.items():
+            setattr(self, kind, {name: Curve(name, list(x), list(y)) for name, (x, y) in curves.items()})
 
     def note_learning_rate(self, name: str, step: int, value: float) -> None:
         """Append a point to a learning rate's curve."""

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from fulmen.data.combined import CombinedLoader, combined_length, flatten, map_leaves
 from fulmen.data.fetch import table_of
-from fulmen.data.loaders import hint_shuffle, hint_workers, sequential_copy, set_epoch
+from fulmen.data.loaders import hint_shuffle, hint_workers, is_stateful, sequential_copy, set_epoch
 from fulmen.data.position import Position
 from fulmen.data.source import source_of
 from fulmen.errors import MisconfigurationException
@@ -279,16 +279,29 @@ class Feed:
             combined={} if self._combined is None else self._combined._position(),
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position in plain types: the epoch, what was given of it, and where each loader stands."""
+    def state_dict(self, used: int | None = None) -> dict[str, Any]:
+        """The position in plain types: the epoch, what was given of it, and where each loader stands.
+
+        Args:
+            used: Batches of this epoch that were used. If it is one less than those given, an exception came in between
+                and the last one is to be given again, which is possible with a single loader that keeps no state.
+        """
         mark = self._mark or self._mark_here()
+        if used == self.batches - 1 and self._can_take_back:
+            mark = _Mark(mark.samples, [mark.positions[0].one_before()], {})
+        else:
+            used = self.batches
         return {
             "epoch": self.epoch,
-            "batches": self.batches,
+            "batches": used,
             "samples": mark.samples,
             "combined": mark.combined,
             "loaders": [position.state_dict() for position in mark.positions],
         }
+
+    @property
+    def _can_take_back(self) -> bool:
+        return self._combined is None and self._sources[0].position().loader is None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next `start` of the epoch in `state` go on after the batches that were given.
@@ -304,7 +317,7 @@ class Feed:
         """
         self._stop()
         self._rewind()
-        loaders = state.get("loaders", [{"batches": state["batches"]} for _ in self._sources])
+        loaders = state.get("loaders") or self._without_order(state["batches"], state.get("loader_states"))
         if len(loaders) != len(self._sources):
             raise RuntimeError(
                 f"The position in the data is one of {len(loaders)} loaders, but there are {len(self._sources)} now. "
@@ -318,6 +331,30 @@ class Feed:
             position = Position()
             position.load_state_dict(loader_state)
             source.continue_from(position)
+
+    def _without_order(self, batches: int, states: list[Any] | None) -> list[dict[str, Any]]:
+        """The positions of loaders of which only the number of batches and, if they keep one, their state is known."""
+        stateful = iter(states or ())
+        return [
+            {"batches": batches, "loader": next(stateful, None) if is_stateful(source.loader) else None}
+            for source in self._sources
+        ]
+
+    def continue_after(self, state: dict[str, Any]) -> None:
+        """Let the next epoch begin as it would have after the one in `state`, which is over.
+
+        The generators of the user's samplers get their state. Loaders with a state of their own start anew.
+
+        Args:
+            state: What `state_dict` returned; one of another number of loaders is passed over.
+        """
+        loaders = state.get("loaders", [])
+        if len(loaders) == len(self._sources):
+            for source, loader_state in zip(self._sources, loaders, strict=True):
+                position = Position()
+                position.load_state_dict({**loader_state, "loader": None})
+                source.continue_from(position)
+        self._rewind()
 
     def close(self) -> None:
         """End the epoch under way and the workers of the loaders."""

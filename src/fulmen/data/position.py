@@ -10,7 +10,7 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class Position:
     def state_dict(self) -> dict[str, Any]:
         """The position in plain types, loadable with `torch.load(weights_only=True)`."""
         return dict(vars(self))
+
+    def one_before(self) -> Position:
+        """The position before the last batch; its samples follow from its batches, where they matter."""
+        return replace(self, batches=self.batches - 1, samples=0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position of `state`; what it does not have is kept."""

@@ -31,7 +31,7 @@ class CSVLogger(FolderLogger):
         version: A number, or a string that is the folder's name as it is; None: one more than the highest there is.
         prefix: Put in front of every metric's name, joined with "-".
         flush_logs_every_n_steps: Rows are written at the latest at the end of as many steps, without `save`.
-        append: Whether rows that are in the folder of a given `version` stay, as for a run that is resumed. If not, they
+        append: Whether earlier rows in the folder of a given `version` stay, for a run that is resumed. If not, they
             are removed, with a warning.
     """
 

@@ -14,8 +14,8 @@ from fulmen.progress import Progress
 from fulmen.tree import to_scalars
 
 if TYPE_CHECKING:
-    from fulmen.book import Entry
     from fulmen.data.feed import Feed
+    from fulmen.entry import Entry
     from fulmen.trainer import Trainer
 
 
@@ -29,6 +29,7 @@ class EvaluationLoop:
 
     Attributes:
         feeds: One for each loader (after ``load_data``); None before.
+        feed_states: What the feeds go on from, in a resumed run.
         batch_progress: Counts of batches.
     """
 
@@ -37,6 +38,7 @@ class EvaluationLoop:
         self.name = {"validate": "validation"}.get(stage, stage)
         self.feeds: list[Feed] | None = None
         self.several = False
+        self.feed_states: list[dict[str, Any]] | None = None
         self.batch_progress = Progress()
         self.is_last_batch = False
         self._seen: dict[int, int] = {}
@@ -49,11 +51,15 @@ class EvaluationLoop:
             limit: So many batches of each loader at most, for the sanity check.
 
         Returns:
-            For each loader the metrics that were logged by epoch, as Python numbers.
+            For each loader the metrics that were logged by epoch, as Python numbers; inside fit, where nobody asks
+            for them, nothing.
         """
         trainer, hooks, book = self.trainer, self.trainer.hooks, self.trainer.book
         self.load_data()
         assert self.feeds is not None
+        if not any(self.num_batches):
+            trainer.fit_loop.validation_pending = False
+            return []
         modes = [(part, part.training) for part in trainer.lightning_module.modules()]
         self.call("model_eval")
         self.call("start")
@@ -63,6 +69,8 @@ class EvaluationLoop:
         for loader, feed in enumerate(self.feeds):
             book.dataloader_idx = loader if self.several else None
             self.pass_over(loader, feed, step, limit)
+            if self.several:
+                book.end_loader(self.stage)
         book.dataloader_idx = book.batch = None
         trainer.fit_loop.validation_pending = False
         book.end(self.stage)
@@ -75,7 +83,7 @@ class EvaluationLoop:
         else:
             restore_modes(modes)
         book.clear(self.stage)
-        return results_of(entries, len(self.feeds))
+        return results_of(entries, len(self.feeds)) if self.own else []
 
     def pass_over(self, loader: int, feed: Feed, step: Callable[..., Any], limit: float | None) -> None:
         """Evaluates the batches of one loader."""
@@ -122,8 +130,7 @@ class EvaluationLoop:
         """The step with its precision and strategy around it, taking the arguments which the loop gives."""
         trainer, module = self.trainer, self.trainer.lightning_module
         own: Callable[..., Any] = getattr(module, f"{self.name}_step")
-        hooks = [own, getattr(module, f"on_{self.name}_batch_start"), getattr(module, f"on_{self.name}_batch_end")]
-        check_dataloader_idx(hooks, self.several)
+        check_dataloader_idx(module, self.name, self.several)
         strategy = trainer.strategy
         step = route(strategy, f"{self.name}_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(own)))
         if takes_batch_idx(own):
@@ -142,6 +149,9 @@ class EvaluationLoop:
         if self.feeds is None:
             self.feeds, self.several = self.trainer.data.evaluation_feeds(self.stage, self.own)
             self._loaded_at_epoch = self.trainer.current_epoch
+            for feed, state in zip(self.feeds, self.feed_states or (), strict=False):
+                feed.continue_after(state)
+            self.feed_states = None
 
     def close_data(self) -> None:
         """Ends the feeds' workers; what was fed can still be read."""
@@ -160,10 +170,10 @@ class EvaluationLoop:
         return [feed.num_batches for feed in self.feeds or ()]
 
 
-def check_dataloader_idx(hooks: list[Callable[..., Any]], several: bool) -> None:
+def check_dataloader_idx(module: nn.Module, stage: str, several: bool) -> None:
     """``dataloader_idx`` must be a parameter with several loaders, and must not be required with one."""
-    for hook in hooks:
-        name = getattr(hook, "__name__", str(hook))
+    for name in (f"{stage}_step", f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
+        hook = getattr(module, name)
         if several and not takes_dataloader_idx(hook):
             raise RuntimeError(
                 f"There are several dataloaders, but `{name}` does not take `dataloader_idx`. Write"

@@ -73,11 +73,11 @@ class FitLoop:
         self.feed: Feed | None = None
         self.schedulers = Schedulers(trainer, [])
         self.last_validation = 0.0
-        self.validation_pending = False
+        self.validation_pending = self.batch_pending = self.plateau_pending = False
         self.step_at_epoch_start = 0
         self.schedulers_before = 0
         self.scheduler_steps_at_epoch_start = 0
-        self.resumed = False
+        self.resumed = self.ended_on_last = False
         self.random_state: dict[str, Any] | None = None
         self._feed_state: dict[str, Any] | None = None
         self._loaded_at_epoch = 0
@@ -90,10 +90,13 @@ class FitLoop:
         """Trains until a limit is reached."""
         trainer = self.trainer
         self.load_data()
+        self.schedulers = Schedulers(trainer, trainer.lr_scheduler_configs, self.schedulers_before)
+        if self.plateau_pending:
+            self.plateau_pending = False
+            self.schedulers.after_epoch(self.current_epoch - 1)
         if self.done():
             return
         self.step = self.bind_step()
-        self.schedulers = Schedulers(trainer, trainer.lr_scheduler_configs, self.schedulers_before)
         self.last_validation = time.monotonic()
         if self.validates_in(self.current_epoch):
             self.val_loop.load_data()
@@ -109,7 +112,7 @@ class FitLoop:
         """Trains on the batches of one epoch."""
         trainer, book = self.trainer, self.trainer.book
         batches = self.begin_epoch()
-        hooks, step, schedulers = trainer.hooks, self.step, self.schedulers
+        schedulers = self.schedulers
         counts, feed = self.batch_progress.current, self.feed
         assert feed is not None
         for batch in batches:
@@ -119,18 +122,20 @@ class FitLoop:
             book.stamp += 1
             self.closes = feed.is_last or (index + 1) % trainer.accumulate_grad_batches == 0
             skip = False
-            for call in hooks.on_train_batch_start if batch is not None else ():
+            for call in trainer.hooks.on_train_batch_start if batch is not None else ():
                 if call(batch, index) == -1:
                     skip = True
             if skip:
                 schedulers.after_batch(index, self.closes, is_last=True)
                 break
             counts.started += 1
-            outputs = step(batch, index) if batch is not None else self.without_batch(index)
+            outputs = self.step(batch, index) if batch is not None else None
+            if batch is None:
+                self.warn_no_batch(index)
             counts.processed += 1
             if schedulers.by_batch:
                 schedulers.after_batch(index, self.closes, feed.is_last)
-            for call in hooks.on_train_batch_end:
+            for call in trainer.hooks.on_train_batch_end:
                 call(outputs, batch, index)
             counts.completed += 1
             self.after_batch(index)
@@ -146,8 +151,8 @@ class FitLoop:
             self.load_data()
             batches = self._start_feed()
             self._restore_random()
-            if self.validation_pending:
-                self.validate()
+            if self.batch_pending:
+                self.finish_batch(self.batch_progress.current.processed - 1)
             if self.epoch_ends_early():
                 return iter(())
             return batches
@@ -177,12 +182,24 @@ class FitLoop:
         if trainer.signals.received:
             trainer.leave_on_signal()
 
-    def without_batch(self, index: int) -> None:
-        """What happens instead of a step when the loader gave None: nothing, which is said once."""
+    def warn_no_batch(self, index: int) -> None:
+        """Says once that the loader gave None, for which there is no step."""
         self._warned.warn(
             f"The train dataloader gave None for batch {index}, which is passed over. If that is not meant, look at its"
             " `collate_fn`."
         )
+
+    def finish_batch(self, index: int) -> None:
+        """What still follows a batch in whose end a checkpoint was taken: the rest of ``after_batch``."""
+        assert self.feed is not None
+        self.batch_pending = False
+        self.closes = self.feed.is_last or (index + 1) % self.trainer.accumulate_grad_batches == 0
+        stepped = self.closes or not self.trainer.lightning_module.automatic_optimization
+        self.batches_that_stepped -= stepped
+        if self.validation_pending:
+            self.validate()
+        self.schedulers.after_validation(index, self.closes)
+        self.batches_that_stepped += stepped
 
     def end_epoch(self) -> None:
         """Ends an epoch: hooks, schedulers on a plateau, the epoch's metrics."""
@@ -192,7 +209,7 @@ class FitLoop:
         book.end("train")
         trainer.hooks.call("on_train_epoch_end")
         if self.schedulers.on_plateau and self.consumed:
-            self.schedulers.after_epoch()
+            self.schedulers.after_epoch(self.current_epoch)
         trainer.log_epoch(book.publish("train"), max(self.batches_that_stepped - 1, 0))
         book.clear("train")
         self.epoch_progress.current.completed += 1
@@ -219,7 +236,7 @@ class FitLoop:
         reason = None
         if self.feed is not None and self.feed.num_batches == 0:
             reason = "there are no training batches"
-        elif self.global_step >= self.step_limit:
+        elif self.global_step >= self.step_limit and not self.resumed:  # the epoch is still to be ended
             reason = f"`max_steps={self.max_steps}` reached"
         elif self.max_epochs not in (None, -1) and self.epoch_progress.current.processed >= (self.max_epochs or 0):
             reason = f"`max_epochs={self.max_epochs}` reached"
@@ -300,7 +317,10 @@ class FitLoop:
             trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed)
             trainer.data.warn_log_interval(self.feed.num_batches)
         if self._feed_state is not None:
-            self.feed.load_state_dict(self._feed_state)
+            if self.resumed:
+                self.feed.load_state_dict(self._feed_state)
+            else:
+                self.feed.continue_after(self._feed_state)
             self._feed_state = None
 
     def reload_data(self) -> None:
@@ -314,6 +334,7 @@ class FitLoop:
     def drop_data(self) -> None:
         """Closes the feed; the next use asks for the data again."""
         if self.feed is not None:
+            self.ended_on_last = self.feed.is_last
             self.feed.close()
             self.feed = None
 
@@ -360,11 +381,11 @@ class FitLoop:
         counts.ready = counts.started = counts.processed = counts.completed
         self.resumed = False
 
-    def load_position(self, state: dict[str, Any] | None, manual: bool) -> None:
+    def load_position(self, state: dict[str, Any], manual: bool) -> None:
         """Goes to where a checkpoint was taken; the progress has been loaded before.
 
         Args:
-            state: What ``position`` gave; None in a checkpoint that fulmen did not write.
+            state: What ``position`` gave; of a checkpoint that fulmen did not write, at most "loader_states".
             manual: Whether the module optimises manually.
         """
         epochs, batches = self.epoch_progress.current, self.batch_progress.current
@@ -374,19 +395,32 @@ class FitLoop:
             epochs.ready = epochs.started = epochs.processed
         batches.ready = batches.started = batches.completed = batches.processed
         self.batches_that_stepped = self.batch_progress.total.processed if manual else self.global_step
-        self.validation_pending = bool(state and state["validation_pending"])
-        self._feed_state = (state or {}).get("feed") if self.resumed else None
+        for pending in ("validation_pending", "batch_pending", "plateau_pending"):
+            setattr(self, pending, state.get(pending, False))
+        self._feed_state = state.get("feed")
         if self.resumed and self._feed_state is None:
             self._feed_state = {"epoch": self.current_epoch, "batches": batches.processed}
-        self.random_state = (state or {}).get("random")
+            self._feed_state["loader_states"] = state.get("loader_states")
+        self.val_loop.feed_states = state.get("val_feeds")
+        self.trainer.callback_metrics.update(state.get("metrics", {}))
+        self.random_state = state.get("random")
 
     def position(self) -> dict[str, Any]:
-        """Where the run is, beyond the counts: the data's position, and whether a validation is still to come."""
+        """Where the run is, beyond the counts: the position of the data, the metrics, and what is still to come."""
+        trainer, epochs = self.trainer, self.epoch_progress.current
         counts: Counts = self.batch_progress.current
-        pending = self.validation_pending
-        if counts.completed < counts.processed:
-            pending = self.validates and self.validation_due(counts.processed - 1)
-        return {"validation_pending": pending, "feed": self.feed.state_dict() if self.feed is not None else None}
+        in_batch_end = counts.completed < counts.processed
+        validates = self.validation_pending
+        if in_batch_end:
+            validates = self.validates and self.validation_due(counts.processed - 1)
+        return {
+            "validation_pending": validates,
+            "batch_pending": in_batch_end or (trainer.validating and trainer.state.fn == "fit"),
+            "plateau_pending": epochs.completed < epochs.processed and self.feed is not None and self.consumed,
+            "feed": self.feed.state_dict(used=counts.processed) if self.feed is not None else None,
+            "val_feeds": [feed.state_dict() for feed in self.val_loop.feeds or ()],
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+        }
 
     # ------------------------------------------------------------------------------------------------ as users know it
 
@@ -394,6 +428,11 @@ class FitLoop:
     def epoch_loop(self) -> FitLoop:
         """Users of Lightning find the counts of batches under this name."""
         return self
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Whether the batch under way (or just done) is the epoch's last."""
+        return self.ended_on_last if self.feed is None else self.feed.is_last
 
     @property
     def batch_idx(self) -> int:

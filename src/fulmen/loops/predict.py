@@ -91,7 +91,7 @@ class PredictionLoop:
     def bind_step(self) -> Callable[..., Any]:
         """The step with its precision and strategy around it."""
         trainer, module = self.trainer, self.trainer.lightning_module
-        check_dataloader_idx([module.predict_step], self.several)
+        check_dataloader_idx(module, "predict", self.several)
         strategy = trainer.strategy
         step = route(
             strategy, "predict_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(module.predict_step))

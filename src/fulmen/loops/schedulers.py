@@ -52,10 +52,10 @@ class Schedulers:
             if closes and config.interval == "step" and (index + 1) % config.frequency == 0:
                 self.step(config)
 
-    def after_epoch(self) -> None:
-        """Steps those on a plateau by epoch."""
+    def after_epoch(self, epoch: int) -> None:
+        """Steps those on a plateau by epoch, after the epoch of that number."""
         for config in self.on_plateau:
-            if config.interval == "epoch" and (self.trainer.current_epoch + 1) % config.frequency == 0:
+            if config.interval == "epoch" and (epoch + 1) % config.frequency == 0:
                 self.step(config)
 
     def step(self, config: LRSchedulerConfig) -> None:
