@@ -96,8 +96,8 @@ def _add_progress_bar(callbacks: list[Callback], enabled: bool, kind: type[Callb
     bars = [callback for callback in callbacks if isinstance(callback, kind)]
     if len(bars) > 1:
         raise MisconfigurationException(
-            f"`Trainer(callbacks=...)` has {len(bars)} progress bars:"
-            f" {', '.join(type(bar).__name__ for bar in bars)}. Keep one."
+            f"`Trainer(callbacks=...)` has {len(bars)} progress bars: {', '.join(type(bar).__name__ for bar in bars)}."
+            " Keep one."
         )
     if bars and not enabled:
         raise MisconfigurationException(

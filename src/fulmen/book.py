@@ -87,8 +87,8 @@ class Book:
         if self.batch_size is None:
             raise MisconfigurationException(
                 f"`self.log({name!r}, ..., on_epoch=True)` weights each value by the batch size, but the batch"
-                f" ({type(self.batch).__name__}) holds no tensor to read it from."
-                f" Give it: `self.log({name!r}, ..., batch_size=...)`."
+                f" ({type(self.batch).__name__}) holds no tensor to read it from. Give it: `self.log({name!r}, ...,"
+                " batch_size=...)`."
             )
         return self.batch_size
 
@@ -127,8 +127,8 @@ class Book:
             )
         if "/dataloader_idx_" in name and options.add_dataloader_idx:
             raise MisconfigurationException(
-                f"`self.log({name!r}, ...)`: '/dataloader_idx_' is appended by itself."
-                " Leave it out, or pass `add_dataloader_idx=False`."
+                f"`self.log({name!r}, ...)`: '/dataloader_idx_' is appended by itself. Leave it out, or pass"
+                " `add_dataloader_idx=False`."
             )
         self._check_other_loaders(name, options)
         if options.logger and not self.has_loggers:
@@ -151,9 +151,8 @@ class Book:
         known = self.module is not None and any(part is value for part in self.module.modules())
         if not known and options.metric_attribute is None:
             raise MisconfigurationException(
-                f"`self.log({name!r}, {type(value).__name__}(...))`: this metric is not an attribute of the module,"
-                " so its"
-                " state would not be kept. Assign it in `__init__` (`self.accuracy = ...`) and log that one."
+                f"`self.log({name!r}, {type(value).__name__}(...))`: this metric is not an attribute of the module, so"
+                " its state would not be kept. Assign it in `__init__` (`self.accuracy = ...`) and log that one."
             )
         return MetricEntry(value, name, options, resolved, self.page.loader)
 

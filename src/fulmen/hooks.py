@@ -252,8 +252,8 @@ def warn_misspelt(callbacks: Iterable[object], module: LightningModule) -> None:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
             if close:
                 rank_zero_warn(
-                    f"`{type(owner).__name__}.{name}` looks like a hook but is never called."
-                    f" Did you mean `{close[0]}`? If it is a method of your own, rename it."
+                    f"`{type(owner).__name__}.{name}` looks like a hook but is never called. Did you mean"
+                    f" `{close[0]}`? If it is a method of your own, rename it."
                 )
 
 

@@ -108,9 +108,8 @@ class LightningOptimizer:
             closure = _nothing
         elif not callable(closure):
             raise MisconfigurationException(
-                f"`optimizer.step(closure={closure!r})`: expected a function that computes the loss. Leave it out"
-                " if the"
-                " gradients are there already."
+                f"`optimizer.step(closure={closure!r})`: expected a function that computes the loss. Leave it out if"
+                " the gradients are there already."
             )
         if self._run_step is None:
             return self._optimizer.step(closure, **kwargs)  # type: ignore[arg-type]
@@ -297,15 +296,13 @@ def _check_scheduler(
     if not hasattr(scheduler, "state_dict") or not hasattr(scheduler, "load_state_dict"):
         raise TypeError(
             f"`configure_optimizers` returned {type(scheduler).__name__} as a scheduler; a scheduler must have"
-            " `state_dict`"
-            " and `load_state_dict`, so that training can be resumed."
+            " `state_dict` and `load_state_dict`, so that training can be resumed."
         )
     own_step = overrides(module, "lr_scheduler_step", Base)
     if module.automatic_optimization and not own_step and not isinstance(scheduler, (LRScheduler, ReduceLROnPlateau)):
         raise MisconfigurationException(
             f"`{type(scheduler).__name__}` is not a torch scheduler, so its `step` cannot be called without knowing"
-            " how."
-            " Override `lr_scheduler_step(self, scheduler, metric)` in the module."
+            " how. Override `lr_scheduler_step(self, scheduler, metric)` in the module."
         )
     if getattr(scheduler, "optimizer", None) is not None and scheduler.optimizer not in optimizers:
         raise MisconfigurationException(

@@ -86,9 +86,8 @@ def _strip(settings: dict[str, Any]) -> None:
     asked = [name for name in _BAREBONES if settings[name] not in (None, False, 0)]
     if asked:
         raise ValueError(
-            f"`Trainer(barebones=True)` measures the bare loop, but"
-            f" {', '.join(f'{n}={settings[n]!r}' for n in asked)} asks for"
-            " more. Leave them out, or leave out `barebones`."
+            f"`Trainer(barebones=True)` measures the bare loop, but {', '.join(f'{n}={settings[n]!r}' for n in asked)}"
+            " asks for more. Leave them out, or leave out `barebones`."
         )
     settings.update(enable_checkpointing=False, logger=False, enable_progress_bar=False, enable_model_summary=False)
     settings.update(num_sanity_val_steps=0, log_every_n_steps=0)
@@ -150,9 +149,8 @@ def limit(name: str, value: Any) -> int | float:
         value = int(value)
     if not valid or (isinstance(value, float) and value > 1):
         raise MisconfigurationException(
-            f"`Trainer({name}={value!r})`: expected a number of batches (an int of at least 0) or a fraction (a"
-            " float from 0.0"
-            " to 1.0)."
+            f"`Trainer({name}={value!r})`: expected a number of batches (an int of at least 0) or a fraction (a float"
+            " from 0.0 to 1.0)."
         )
     if value == 1 and name != "overfit_batches":
         _tell_one(name, value)
@@ -194,8 +192,7 @@ def _read_validation_interval(settings: dict[str, Any]) -> None:
     if isinstance(value, float) and settings["check_val_every_n_epoch"] is None and value != 1.0:
         raise MisconfigurationException(
             f"`Trainer(val_check_interval={value}, check_val_every_n_epoch=None)` counts batches over epochs, so it"
-            " cannot be a"
-            " fraction of one. Give a number of batches (an int) or a time."
+            " cannot be a fraction of one. Give a number of batches (an int) or a time."
         )
     if isinstance(value, float) and value == 1.0 and settings["check_val_every_n_epoch"] is None:
         raise MisconfigurationException(

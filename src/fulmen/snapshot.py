@@ -148,9 +148,8 @@ def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     known = {callback.state_key for callback in trainer.callbacks}
     if left := sorted(str(key) for key in states if key not in known):
         rank_zero_warn(
-            f"The checkpoint holds states of callbacks that this Trainer does not have: {left}. They are ignored;"
-            " add the"
-            " callbacks to `Trainer(callbacks=...)` to restore them."
+            f"The checkpoint holds states of callbacks that this Trainer does not have: {left}. They are ignored; add"
+            " the callbacks to `Trainer(callbacks=...)` to restore them."
         )
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
@@ -171,9 +170,8 @@ def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     for name in ("optimizer_states", "lr_schedulers"):
         if name not in checkpoint:
             raise KeyError(
-                f"The checkpoint has no {name!r}: it was saved with `weights_only=True`, so training cannot be"
-                " resumed from it."
-                " To start from its weights, use `load_from_checkpoint` and fit without `ckpt_path`."
+                f"The checkpoint has no {name!r}: it was saved with `weights_only=True`, so training cannot be resumed"
+                " from it. To start from its weights, use `load_from_checkpoint` and fit without `ckpt_path`."
             )
     _check_optimizers(trainer, checkpoint)
     trainer.strategy.load_optimizer_state_dict(checkpoint)
@@ -186,10 +184,9 @@ def _check_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     here = (len(trainer.optimizers), len(trainer.lr_scheduler_configs))
     if given != here:
         raise CheckpointError(
-            f"The checkpoint holds {given[0]} optimizer(s) and {given[1]} scheduler(s); `configure_optimizers` returned"
-            f" {here[0]} and {here[1]}. Return the same as in the run that saved it, or start from the weights"
-            " alone with"
-            " `load_from_checkpoint`."
+            f"The checkpoint holds {given[0]} optimizer(s) and {given[1]} scheduler(s); `configure_optimizers`"
+            f" returned {here[0]} and {here[1]}. Return the same as in the run that saved it, or start from the"
+            " weights alone with `load_from_checkpoint`."
         )
 
 

@@ -69,8 +69,7 @@ class DataSources:
         if owner is None:
             raise MisconfigurationException(
                 f"`Trainer.{self.trainer.state.fn or 'fit'}` has no {LIMIT_OF[stage]} data. Pass dataloaders to the"
-                " call, or a"
-                f" datamodule, or define `{hook}` in"
+                f" call, or a datamodule, or define `{hook}` in"
                 f" `{type(self.datamodule or self.trainer.lightning_module).__name__}`."
             )
         if stage in self.given:
@@ -190,10 +189,9 @@ class DataSources:
         if isinstance(interval, int):
             if interval > num_batches and trainer.check_val_every_n_epoch is not None:
                 raise ValueError(
-                    f"`Trainer(val_check_interval={interval})` is more than the {num_batches} training batches of"
-                    " an epoch, so"
-                    " no validation would ever run. Lower it, or pass `check_val_every_n_epoch=None` to count over"
-                    " epochs."
+                    f"`Trainer(val_check_interval={interval})` is more than the {num_batches} training batches of an"
+                    " epoch, so no validation would ever run. Lower it, or pass `check_val_every_n_epoch=None` to"
+                    " count over epochs."
                 )
             return interval
         if not feed.has_length:
@@ -201,8 +199,7 @@ class DataSources:
                 return float("inf")
             raise MisconfigurationException(
                 f"`Trainer(val_check_interval={interval})` is a fraction, but the length of the train dataloader is"
-                " not known."
-                " Give a number of batches (an int), 1.0, or a time."
+                " not known. Give a number of batches (an int), 1.0, or a time."
             )
         return max(1, int(num_batches * interval))
 
@@ -212,7 +209,7 @@ class DataSources:
         if trainer.loggers and num_batches < trainer.log_every_n_steps and not trainer.fast_dev_run:
             rank_zero_warn(
                 f"An epoch has {num_batches} training batches, less than"
-                f" `Trainer(log_every_n_steps={trainer.log_every_n_steps})`:"
-                " epochs may pass without a logged step. Lower it to see the curve.",
+                f" `Trainer(log_every_n_steps={trainer.log_every_n_steps})`: epochs may pass without a logged step."
+                " Lower it to see the curve.",
                 category=PossibleUserWarning,
             )

@@ -34,8 +34,7 @@ def lightning_module(model: Any, asked: str, former: Any = None) -> LightningMod
     ):
         raise TypeError(
             f"`Trainer.{asked}` was given a `{type(model).__name__}` that inherits from another package's"
-            " LightningModule."
-            " Import it from fulmen: `from fulmen import LightningModule`."
+            " LightningModule. Import it from fulmen: `from fulmen import LightningModule`."
         )
     raise TypeError(
         f"`Trainer.{asked}` was given {type(model).__name__}, expected a `fulmen.LightningModule`. Wrap a plain"

@@ -61,8 +61,7 @@ def _check_removed(module: LightningModule) -> None:
             hook = "on_train_epoch_end" if phase == "training" else f"on_{phase}_epoch_end"
             raise NotImplementedError(
                 f"`{type(module).__name__}.{name}` is a hook of Lightning 1.x and is no longer called. Collect the"
-                " outputs of"
-                f" the step in an attribute and use `{hook}(self)`."
+                f" outputs of the step in an attribute and use `{hook}(self)`."
             )
 
 

@@ -256,9 +256,8 @@ class FitLoop:
             return True
         if not self._told_to_go_on:
             rank_zero_info(
-                f"`trainer.should_stop` is set, but min_epochs={self.min_epochs} or min_steps={self.min_steps} is"
-                " not reached"
-                " yet: training goes on."
+                f"`trainer.should_stop` is set, but min_epochs={self.min_epochs} or min_steps={self.min_steps} is not"
+                " reached yet: training goes on."
             )
             self._told_to_go_on = True
         return False
@@ -367,9 +366,8 @@ class FitLoop:
         count = sum(not part.training for part in self.trainer.lightning_module.modules())
         if count:
             rank_zero_warn(
-                f"{count} submodule(s) are in eval mode at the start of training, and stay so. If that is not"
-                " meant, call"
-                " `model.train()` before `fit`.",
+                f"{count} submodule(s) are in eval mode at the start of training, and stay so. If that is not meant,"
+                " call `model.train()` before `fit`.",
                 category=PossibleUserWarning,
             )
 

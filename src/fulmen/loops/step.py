@@ -73,9 +73,8 @@ class Step:
         if output is None:
             if self.trainer.world_size > 1:
                 raise RuntimeError(
-                    "`training_step` returned None, which skips the batch on this process only: the others would"
-                    " wait for"
-                    " its gradients. Return `loss * 0` instead."
+                    "`training_step` returned None, which skips the batch on this process only: the others would wait"
+                    " for its gradients. Return `loss * 0` instead."
                 )
             self._warned.warn(
                 "`training_step` returned None: the batch is skipped. If that is not meant, return the loss."
@@ -276,9 +275,8 @@ class ManualStep(Step):
             loss = output.get("loss")
             return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
         raise LossError(
-            f"`{type(self.module).__name__}.training_step` returned {type(output).__name__}; in manual optimisation"
-            " it may"
-            " return a tensor, a dictionary, or nothing.",
+            f"`{type(self.module).__name__}.training_step` returned {type(output).__name__}; in manual optimisation it"
+            " may return a tensor, a dictionary, or nothing.",
             subject=output,
         )
 
