@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fulmen.datamodule import LightningDataModule
     from fulmen.fabric import Fabric
     from fulmen.fabric.seed import seed_everything
+    from fulmen.loss import Loss
     from fulmen.module import LightningModule
     from fulmen.ranks import disable_possible_user_warnings
     from fulmen.trainer import Trainer
@@ -26,6 +27,7 @@ _MODULE_OF = {
     "Fabric": "fulmen.fabric",
     "LightningDataModule": "fulmen.datamodule",
     "LightningModule": "fulmen.module",
+    "Loss": "fulmen.loss",
     "Trainer": "fulmen.trainer",
     "disable_possible_user_warnings": "fulmen.ranks",
     "seed_everything": "fulmen.fabric.seed",
@@ -37,6 +39,7 @@ __all__ = [
     "Fabric",
     "LightningDataModule",
     "LightningModule",
+    "Loss",
     "Trainer",
     "__version__",
     "disable_possible_user_warnings",

@@ -20,6 +20,7 @@ from fulmen.fabric.strategies.base import overrides as strategy_overrides
 from fulmen.hooks import opened, overrides
 from fulmen.loops.routing import route, route_backward
 from fulmen.loops.signature import takes_batch_idx
+from fulmen.loss import Loss, WeightedWindow
 from fulmen.module import LightningModule
 from fulmen.optim import needs_closure
 from fulmen.ranks import WarningCache
@@ -42,6 +43,7 @@ class Step:
         self.gradients = self._bind_backward()
         self.scales = self.precision.scaler is not None
         self.extras: Mapping[str, Any] = {}
+        self.window = WeightedWindow()
         self._warned = WarningCache()
 
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -67,7 +69,17 @@ class Step:
 
     # ------------------------------------------------------------------------------------------------ parts
 
-    def unpack(self, output: Any) -> Tensor | None:
+    def weigh(self, output: Any, opens_window: bool) -> Tensor | None:
+        """The tensor to call backward on, for an output that is not a tensor."""
+        loss = self.unpack(output)
+        if isinstance(loss, Loss):
+            if opens_window:
+                self.window.clear()
+            return self.window.take(loss)
+        accumulate = self.trainer.accumulate_grad_batches
+        return loss if loss is None or accumulate == 1 else loss / accumulate
+
+    def unpack(self, output: Any) -> Tensor | Loss | None:
         """The loss in an output that is not a tensor; what else it holds is kept for ``outputs``."""
         self.extras = {}
         if output is None:
@@ -80,9 +92,11 @@ class Step:
                 "`training_step` returned None: the batch is skipped. If that is not meant, return the loss."
             )
             return None
+        if isinstance(output, Loss):
+            return output
         if isinstance(output, Mapping):
             loss = output.get("loss")
-            if isinstance(loss, Tensor):
+            if isinstance(loss, (Tensor, Loss)):
                 self.extras = {name: value for name, value in output.items() if name != "loss"}
                 return loss
             given = f"a dictionary with keys {sorted(map(str, output))}" + ("" if loss is None else f", loss: {loss!r}")
@@ -118,6 +132,8 @@ class Step:
         """Everything between the gradients and the optimizer's step: unscaling, hooks, clipping."""
         if self.scales and loss is not None:
             self.precision.unscale_gradients(self.optimizer)
+        if self.window:
+            self.window.correct(self.precision.main_params(self.optimizer))
         for call in self.hooks.on_before_optimizer_step:
             call(self.optimizer)
         for call in self.clip:
@@ -172,7 +188,7 @@ class AutomaticStep(Step):
         """Trains on one batch, and steps the optimizer if the window of accumulated batches closes with it."""
         if self.fit.closes:
             loss = self.gradient(batch, batch_idx)
-            if self.prepares_update:
+            if self.prepares_update or self.window:
                 self.before_update(loss)
             if loss is not None or not self.scales:
                 self.update()
@@ -186,14 +202,15 @@ class AutomaticStep(Step):
 
     def gradient(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Forward and backward of one batch; the window's first batch sets the gradients to zero in between."""
+        accumulate = self.trainer.accumulate_grad_batches
         self.book.page = self.page
         output = self.training_step(batch, batch_idx)
-        loss: Tensor | None = output if isinstance(output, Tensor) else self.unpack(output)
+        if isinstance(output, Tensor):
+            loss: Tensor | None = output if accumulate == 1 else output / accumulate
+        else:
+            loss = self.weigh(output, batch_idx % accumulate == 0)
         if loss is not None and not loss.requires_grad:
             raise no_gradient(self.module, loss, batch_idx)
-        accumulate = self.trainer.accumulate_grad_batches
-        if accumulate != 1 and loss is not None:
-            loss = loss / accumulate
         if batch_idx % accumulate == 0:
             for call in self.hooks.on_before_zero_grad:
                 call(self.optimizer)
