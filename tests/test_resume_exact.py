@@ -416,12 +416,13 @@ def test_however_often_it_crashes(
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name).resolve()
         whole = run(scenario, directory, *checkpoints(directory / "whole"))
-        latest = None
+        latest, seed = None, 1
         for crash in crashes:
             with suppress(Crash):
-                run(scenario, directory, *checkpoints(directory / "kept"), Crashing(crash), ckpt_path=latest, seed=crash)
+                run(scenario, directory, *checkpoints(directory / "kept"), Crashing(crash), ckpt_path=latest, seed=seed)
             latest = next((directory / "kept").glob("*.ckpt"), None)
-        rest = run(scenario, directory, *checkpoints(directory / "kept"), ckpt_path=latest, seed=99)
+            seed = 1 if latest is None else 99 + crash
+        rest = run(scenario, directory, *checkpoints(directory / "kept"), ckpt_path=latest, seed=seed)
         assert rest.tape == whole.tape[len(whole.tape) - len(rest.tape) :]
         assert_same_end(whole, rest)
 

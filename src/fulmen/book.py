@@ -1,7 +1,7 @@
 """The book: where ``self.log`` writes.
 
 A book has a page for each hook (and, in evaluation over several loaders, for each loader); on a page each name has one
-entry. Logging appends to an entry and never synchronises with the device: values stay the tensors they are, are folded
+entry. Logging appends to an entry and never synchronises with the device: values on a device stay there, are folded
 together in blocks, and become Python numbers only when a logger or the progress bar is due, all in one copy.
 """
 

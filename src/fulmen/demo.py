@@ -9,6 +9,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -68,13 +70,27 @@ def train(arguments: argparse.Namespace, resumed: int | None) -> int:
     before, begin = last_run(arguments.root), time.monotonic()
     print("A small network learns to read handwritten digits. Ctrl-C stops it; nothing is lost.", flush=True)
     try:
-        trainer = load(script).main(arguments.root, resumed, arguments.max_epochs, arguments.seed)
+        with one_thread():
+            trainer = load(script).main(arguments.root, resumed, arguments.max_epochs, arguments.seed)
     except (SystemExit, KeyboardInterrupt) as stop:
         now = last_run(arguments.root)
         say_how_to_continue(arguments, now if resumed is not None or now != before else None)
         return stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
     say_where_everything_is(trainer, script, time.monotonic() - begin)
     return 0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Images of 8 x 8 are too small to share: on a busy machine a second thread costs many times what it brings."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def say_where_everything_is(trainer: Trainer, script: Path, seconds: float) -> None:

@@ -1,6 +1,6 @@
 """One entry of the book: what ``self.log`` was told about a name, and the values under it on their way to the epoch's.
 
-Values stay the tensors they are. They are kept, and folded together in blocks; nothing here reads one.
+Values on a device stay there. They are kept, and folded together in blocks; nothing here reads one.
 """
 
 from __future__ import annotations
@@ -243,17 +243,22 @@ def combine(reduction: str, first: Any, second: Any) -> Any:
     return second if second != second else max(first, second) if reduction == "max" else min(first, second)
 
 
-def own_scalar(name: str, value: Tensor) -> Tensor:
+def own_scalar(name: str, value: Tensor) -> Tensor | float:
+    """The value of a tensor of one element, which no longer depends on that tensor.
+
+    On the CPU it is read: a number costs less than a copy. Elsewhere reading would wait for the device.
+    """
+    if value.numel() != 1:
+        raise ValueError(
+            f"`self.log({name!r}, ...)` was given a tensor of shape {tuple(value.shape)}; expected one element."
+            f" Reduce it: `self.log({name!r}, value.mean())`."
+        )
+    return float(value.item()) if value.is_cpu else scalar_copy(value)
+
+
+def scalar_copy(value: Tensor) -> Tensor:
     """A copy of a tensor of one element: without graph and dimensions, in float32 unless it is wider."""
-    if value.requires_grad:
-        value = value.detach()
-    if value.dim():
-        if value.numel() != 1:
-            raise ValueError(
-                f"`self.log({name!r}, ...)` was given a tensor of shape {tuple(value.shape)}; expected one element."
-                f" Reduce it: `self.log({name!r}, value.mean())`."
-            )
-        value = value.squeeze()
+    value = value.detach().squeeze()
     if value.dtype in _WIDE:
         return value.clone()
     return value.to(torch.promote_types(value.dtype, torch.float32))

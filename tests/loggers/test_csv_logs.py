@@ -146,6 +146,16 @@ def test_an_occupied_folder_is_warned_about_and_its_metrics_replaced(tmp_path):
     assert (Path(first.log_dir) / "notes.txt").read_text() == "keep"
 
 
+def test_append_keeps_the_rows_of_an_earlier_run(tmp_path):
+    first = CSVLogger(tmp_path, version=0)
+    first.log_metrics({"old": 1}, step=0)
+    first.finalize("success")
+    second = CSVLogger(tmp_path, version=0, append=True)
+    second.log_metrics({"new": 1}, step=1)
+    second.save()
+    assert rows(second) == [{"new": "", "old": "1", "step": "0"}, {"new": "1", "old": "", "step": "1"}]
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda logger: pickle.loads(pickle.dumps(logger))])
 def test_a_copy_appends_to_what_the_original_wrote(tmp_path, copied):
     logger = CSVLogger(tmp_path)
