@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import fulmen
-from fulmen.hooks import HOOKS, LOG_RULES, HookTable, overrides
+from fulmen.hooks import HOOKS, LOG_RULES, overrides
 from fulmen.strategies import Strategy
 
 
@@ -282,28 +282,6 @@ def test_hooks_of_batch_transfer_are_no_mistakes(quiet: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quiet().fit(Transfers(), batches(1))
-
-
-# ---------------------------------------------------------------------------------------------------- swapping
-
-
-def test_listeners_can_be_wrapped_and_unwrapped() -> None:
-    calls: list[Any] = []
-    table = HookTable()
-    table.setup = (calls.append,)  # type: ignore[assignment]
-
-    def traced(hook: str, listener: Any) -> Any:
-        return lambda *arguments: calls.append((hook, arguments)) or listener(*arguments)
-
-    before = dict(vars(table))
-    undo = table.wrap(traced)
-    table.call("setup", "fit")
-    assert calls == [("setup", ("fit",)), "fit"]
-    assert table.on_fit_start == ()
-    undo()
-    assert vars(table) == before
-    table.call("setup", "test")
-    assert calls[2:] == ["test"]
 
 
 # ---------------------------------------------------------------------------------------------------- describe

@@ -242,7 +242,11 @@ def test_weights_that_do_not_fit(fitted: fulmen.Trainer, tmp_path: Path) -> None
     with pytest.raises(CheckpointError) as raised:
         call(make_trainer(tmp_path), "test", Other(), ckpt_path=tmp_path / "last.ckpt")
     message = str(raised.value)
-    for part in ("does not fit Other", "more.weight (1, 1)", "layer.weight ((2, 2) in the checkpoint, (3, 2) in the mo"):
+    for part in (
+        "does not fit Other",
+        "more.weight (1, 1)",
+        "layer.weight ((2, 2) in the checkpoint, (3, 2) in the mo",
+    ):
         assert part in message
     assert isinstance(raised.value.__cause__, RuntimeError)
 

@@ -237,9 +237,7 @@ RUNS: dict[str, Run] = {
     "a9": Run(validation=[2, 1]),
     "a10": Run(**NONE, validation=[], arguments={"max_steps": 2}, afterwards=saved),
     "a11": Run(train=Stateful(), saver=at_batch_end(2), validation=[], arguments=ONE_EPOCH),
-    "a12": Run(
-        train=4, saver=lambda path: Saver("on_validation_end", path), arguments={"val_check_interval": 2}
-    ),
+    "a12": Run(train=4, saver=lambda path: Saver("on_validation_end", path), arguments={"val_check_interval": 2}),
     "a13": Run(
         train=4,
         saver=lambda path: ModelCheckpoint(path, save_top_k=-1, save_on_train_epoch_end=True),

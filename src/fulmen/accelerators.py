@@ -10,6 +10,7 @@ from fulmen.fabric.accelerators import (
     MPSAccelerator,
     XLAAccelerator,
     find_usable_cuda_devices,
+    get_cpu_stats,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "MPSAccelerator",
     "XLAAccelerator",
     "find_usable_cuda_devices",
+    "get_cpu_stats",
 ]

@@ -121,6 +121,28 @@ def _add_timer(callbacks: list[Callback], max_time: Any) -> None:
         callbacks.append(Timer(duration=max_time, interval="step"))
 
 
+def profiler_of(given: Any) -> Any:
+    """The user's profiler, by object or name; one that records nothing if there is none."""
+    from fulmen import profilers
+
+    if isinstance(given, profilers.Profiler):
+        return given
+    if given is None:
+        return profilers.PassThroughProfiler()
+    names = {
+        "simple": "SimpleProfiler",
+        "advanced": "AdvancedProfiler",
+        "pytorch": "PyTorchProfiler",
+        "xla": "XLAProfiler",
+    }
+    if not isinstance(given, str) or given.lower() not in names:
+        raise MisconfigurationException(
+            f"`Trainer(profiler={given!r})`: expected one of {list(names)}, or a `fulmen.profilers.Profiler`.",
+            subject=given,
+        )
+    return getattr(profilers, names[given.lower()])()
+
+
 def from_entry_points(group: str) -> list[Callback]:
     """Callbacks that installed packages add by an entry point: a function that returns one or several."""
     from importlib.metadata import entry_points

@@ -201,6 +201,19 @@ class Callback:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what ``state_dict`` gave."""
 
+    def weights_to_save(self, trainer: Trainer, pl_module: LightningModule, weights: dict[str, Any]) -> dict[str, Any]:
+        """The module's state as it goes into a checkpoint, be it one of the weights only.
+
+        Args:
+            trainer: The run.
+            pl_module: The module.
+            weights: Its state; may be changed.
+
+        Returns:
+            What is saved as "state_dict".
+        """
+        return weights
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called with the finished checkpoint before it is written; may add to it or change it."""
 

@@ -10,7 +10,13 @@ from types import ModuleType
 __all__ = ["available", "need"]
 
 # import name -> the extra of fulmen that brings it
-_EXTRAS = {"fsspec": "remote", "jsonargparse": "cli", "sklearn": "demo", "tensorboard": "tensorboard"}
+_EXTRAS = {
+    "fsspec": "remote",
+    "jsonargparse": "cli",
+    "sklearn": "demo",
+    "tensorboard": "tensorboard",
+    "psutil": "stats",
+}
 # import name -> name on the package index, where the two differ
 _DISTRIBUTIONS = {"comet_ml": "comet-ml", "yaml": "PyYAML"}
 

@@ -142,16 +142,6 @@ class HookTable:
         for listener in getattr(self, name):
             listener(*arguments)
 
-    def wrap(self, wrapper: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
-        """Replaces each listener by ``wrapper(hook, listener)``; returns a function that undoes it.
-
-        This is how runs are traced and profiled: when nobody does, nothing is asked in the loop.
-        """
-        before = dict(self.__dict__)
-        for name, calls in before.items():
-            setattr(self, name, tuple(wrapper(name, call) for call in calls))
-        return lambda: self.__dict__.update(before)
-
 
 def compile_hooks(trainer: Trainer, module: LightningModule) -> HookTable:
     """Asks each callback, the module and the strategy once which hooks they override."""

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fulmen.book import check_plain, items_of, warn_unattached
 from fulmen.datahooks import CheckpointHooks, DataHooks
 from fulmen.errors import MisconfigurationException
+from fulmen.export import Exporting
 from fulmen.hparams import HyperparametersMixin, load_module, restricted_classmethod
 from fulmen.modulehooks import ModuleHooks
 
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from fulmen.optim import LightningOptimizer
     from fulmen.trainer import Trainer
 
+#: Where a module keeps what stood in the place of its compiled methods (see ``fulmen.compiled``).
+COMPILED = "_before_compilation"
 
-class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
+
+class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMixin, nn.Module):
     """A PyTorch module that says how it is trained.
 
     Override ``training_step`` and ``configure_optimizers``; ``validation_step``, ``test_step``, ``predict_step`` and
@@ -45,14 +49,23 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = [
-        "trainer",
-        "fabric",
+        "automatic_optimization",
+        "current_epoch",
         "device",
+        "device_mesh",
         "dtype",
+        "example_input_array",
+        "fabric",
+        "global_rank",
+        "global_step",
+        "hparams",
+        "hparams_initial",
+        "local_rank",
         "logger",
         "loggers",
-        "hparams",
-        "current_epoch",
+        "on_gpu",
+        "strict_loading",
+        "trainer",
     ]
 
     CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
@@ -399,6 +412,10 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
 
     # ------------------------------------------------------------------------------------------------ the module itself
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What ``self(...)`` computes, as in every ``nn.Module``; ``predict_step`` calls it unless overridden."""
+        return super().forward(*args, **kwargs)
+
     def freeze(self) -> None:
         """Freezes all parameters and puts the module into eval mode."""
         for parameter in self.parameters():
@@ -455,8 +472,13 @@ class LightningModule(ModuleHooks, DataHooks, CheckpointHooks, HyperparametersMi
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(self.__dict__)
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["_trainer"] = state["_fabric"] = None
+        # A copy calls its own methods; those that were compiled here are bound to this module.
+        for name, before in state.pop(COMPILED, {}).items():
+            state[name] = before
+            if before is None:
+                del state[name]
         return state
 
 

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fulmen.tree import to_scalars
+from fulmen.trigger import Every
 from fulmen.view import TrainerView
 
 
 class Publisher(TrainerView):
     """The part of a Trainer that hands metrics to its loggers."""
 
+    _log_decision: tuple[int, bool] = (-1, False)
+    _logged_at: float = 0.0
+
     def logs_step(self, stepped: int) -> bool:
         """Whether the metrics of this step are due at the loggers."""
         if not self._loggers:
             return False
+        if self.log_every is not None:
+            return self._log_every_due(self.log_every, stepped)
         every = self.log_every_n_steps
         return bool(every) and ((stepped + 1) % every == 0 or self.should_stop or bool(self.fast_dev_run))
+
+    def _log_every_due(self, every: Every, stepped: int) -> bool:
+        """Whether ``log_every`` has come round; asked again about the same step, the answer is the same."""
+        if self._log_decision[0] != stepped:
+            if every.epochs is not None:
+                due = self.is_last_batch and every.due(self.current_epoch + 1)
+            elif every.seconds is None:
+                due = self.fit_loop.passed(every)
+            else:
+                due = time.monotonic() - self._logged_at >= every.seconds
+                self._logged_at = time.monotonic() if due else self._logged_at
+            self._log_decision = (stepped, due)
+        return self._log_decision[1] or self.should_stop
+
+    def watched_triggers(self) -> list[Every]:
+        """The triggers in steps, batches, samples or epochs whose counts the loop has to keep."""
+        found = (self.val_check_every, self.max_count, self.log_every)
+        return [every for every in found if every is not None and every.seconds is None]
 
     @property
     def logs_evaluation(self) -> bool:

@@ -26,6 +26,12 @@ def choose(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
     if ckpt_path is None:
         if trainer.user_ckpt_path is not None:
             ckpt_path = trainer.user_ckpt_path
+        elif asked == "fit" and not trainer.fast_dev_run and _saves_on_exception(trainer):
+            rank_zero_warn(
+                "`Trainer.fit()` with an `OnExceptionCheckpoint` goes on from the last checkpoint, if there is one."
+                ' Write `ckpt_path="last"` to say so.'
+            )
+            ckpt_path = "last"
         elif asked != "fit" and not model_given:
             rank_zero_warn(
                 f"`Trainer.{asked}()` without a model and without `ckpt_path` takes the best checkpoint of the last"
@@ -75,10 +81,19 @@ def last(trainer: Trainer) -> str | None:
     return max(found, key=os.path.getmtime)
 
 
+def _saves_on_exception(trainer: Trainer) -> bool:
+    from fulmen.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+
+    return any(isinstance(callback, OnExceptionCheckpoint) for callback in trainer.callbacks)
+
+
 def last_files(callback: Any, trainer: Trainer) -> list[str]:
     """The files of one checkpoint callback that are its last checkpoint, or a version of it."""
     from fulmen.callbacks.model_checkpoint import default_dirpath
+    from fulmen.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 
+    if isinstance(callback, OnExceptionCheckpoint):
+        return [callback.ckpt_path] if os.path.exists(callback.ckpt_path) else []
     directory = getattr(callback, "dirpath", None) or default_dirpath(trainer)
     name = getattr(callback, "CHECKPOINT_NAME_LAST", None) or getattr(callback, "filename", "")
     return [str(path) for path in Path(directory).glob(f"{name}*.ckpt")] if name else []

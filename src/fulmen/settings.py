@@ -13,7 +13,7 @@ from typing import Any
 
 from fulmen.errors import MisconfigurationException
 from fulmen.ranks import rank_zero_info
-from fulmen.trigger import duration_seconds
+from fulmen.trigger import Every
 
 #: What `Trainer(barebones=True)` turns off, and the values that ask for it all the same.
 _BAREBONES = (
@@ -67,6 +67,8 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
     settings = dict(given)
     if settings["barebones"]:
         _strip(settings)
+    _read_duration(settings)
+    _read_log_interval(settings)
     _fill_defaults(settings)
     _check_counts(settings)
     for stage in ("train", "val", "test", "predict"):
@@ -184,10 +186,10 @@ def _fast_dev_run(settings: dict[str, Any]) -> int | bool:
 def _read_validation_interval(settings: dict[str, Any]) -> None:
     """``val_check_interval`` is a number of batches, a fraction of the epoch, or a time."""
     value = settings["val_check_interval"]
-    settings["val_check_seconds"] = None
+    settings["val_check_seconds"] = settings["val_check_every"] = None
     settings["val_check_batch"] = float("inf")
-    if isinstance(value, (str, dict, timedelta)):
-        settings["val_check_seconds"] = duration_seconds(value)
+    if isinstance(value, (str, dict, timedelta, Every)):
+        _read_validation_trigger(settings, Every.parse(value))
         return
     if isinstance(value, float) and settings["check_val_every_n_epoch"] is None and value != 1.0:
         raise MisconfigurationException(
@@ -206,6 +208,50 @@ def _read_validation_interval(settings: dict[str, Any]) -> None:
             " 1), a fraction"
             ' of the epoch (a float up to 1.0), or a time ("DD:HH:MM:SS", a timedelta, or a dict of its arguments).'
         )
+
+
+def _read_validation_trigger(settings: dict[str, Any], every: Every) -> None:
+    """A validation by a trigger counts over epochs; by epochs it is at their end."""
+    if every.seconds is not None:
+        settings["val_check_seconds"] = every.seconds
+    elif every.epochs is not None:
+        settings.update(val_check_interval=1.0, check_val_every_n_epoch=every.epochs)
+    else:
+        settings.update(val_check_every=every, check_val_every_n_epoch=None)
+
+
+def _read_duration(settings: dict[str, Any]) -> None:
+    """``max_duration`` is a limit in any unit: one of the plain limits, or a count the loop keeps."""
+    settings["max_count"] = None
+    if (given := settings.pop("max_duration")) is None:
+        return
+    every = Every.parse(given)
+    name = {"epochs": "max_epochs", "steps": "max_steps", "seconds": "max_time"}.get(every.unit)
+    if name is None:
+        settings["max_count"] = every
+        if settings["max_epochs"] is None:
+            settings["max_epochs"] = -1
+    elif settings[name] in (None, -1):
+        settings[name] = timedelta(seconds=every.interval) if every.seconds is not None else int(every.interval)
+    else:
+        raise MisconfigurationException(
+            f"`Trainer(max_duration={given!r}, {name}={settings[name]!r})` limits the same thing twice. Keep one."
+        )
+
+
+def _read_log_interval(settings: dict[str, Any]) -> None:
+    """``log_every`` is ``log_every_n_steps`` in any unit."""
+    given = settings["log_every"]
+    if given is None:
+        return
+    if settings["log_every_n_steps"] is not None:
+        raise MisconfigurationException(
+            f"`Trainer(log_every={given!r}, log_every_n_steps={settings['log_every_n_steps']!r})` says the same thing"
+            " twice. Keep one of them."
+        )
+    every = Every(steps=given) if isinstance(given, int) else Every.parse(given)
+    settings["log_every"] = None if every.steps is not None else every
+    settings["log_every_n_steps"] = every.steps or 0
 
 
 def _check_clipping(settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from contextlib import suppress
@@ -26,10 +27,12 @@ class Signals:
         self.received = False
         self.closing = False
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def __enter__(self) -> Signals:
         self.sigterm = self.sigint = self.received = self.closing = False
         # Python delivers signals to the main thread only, and only it may install handlers.
+        self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
             self._install(signal.SIGTERM, self._on_sigterm)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -54,13 +57,17 @@ class Signals:
         signal.signal(number, handler)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self.sigterm = self.received = True
         before = self._before.get(number)
+        if os.getpid() != self._process:  # a child that was forked in a run is no run
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.sigterm = self.received = True
         if callable(before):
             before(number, frame)
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
-        if self.closing:
+        if self.closing or os.getpid() != self._process:  # a loader's workers are ended by the run, in order
             return
         if self.sigint:
             raise KeyboardInterrupt

@@ -37,7 +37,7 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
         "epoch": trainer.current_epoch,
         "global_step": trainer.global_step,
         **versions(),
-        "state_dict": trainer.strategy.lightning_module_state_dict(),
+        "state_dict": dump_weights(trainer),
         "loops": dump_loops(trainer, position),
     }
     ours = checkpoint.pop("fulmen")
@@ -61,6 +61,14 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
     else:
         module.on_save_checkpoint(checkpoint)
     return checkpoint
+
+
+def dump_weights(trainer: Trainer) -> dict[str, Any]:
+    """The state of the module, as the callbacks want it saved."""
+    weights = trainer.strategy.lightning_module_state_dict()
+    for callback in trainer.callbacks:
+        weights = callback.weights_to_save(trainer, trainer.lightning_module, weights)
+    return weights
 
 
 def dump_callbacks(trainer: Trainer) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fulmen.data.combined import CombinedLoader, flatten, map_leaves
 from fulmen.data.feed import Feed, without_shuffle
+from fulmen.data.loaders import complete_copy
 from fulmen.datahooks import DataHooks
 from fulmen.datamodule import LightningDataModule
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
@@ -114,6 +115,8 @@ class DataSources:
                 return [self._make_feed(loaders, stage)], False
         else:
             leaves = flatten(loaders)
+        if stage == "predict":
+            leaves = list(map(complete_copy, leaves))
         feeds = [self._make_feed(leaf, stage, place) for place, leaf in enumerate(leaves)]
         return feeds, len(feeds) > 1
 
@@ -184,7 +187,7 @@ class DataSources:
         """``val_check_interval`` in batches of this training feed; infinity for its end."""
         trainer, num_batches = self.trainer, feed.num_batches
         interval = trainer.val_check_interval
-        if trainer.val_check_seconds is not None:
+        if trainer.val_check_seconds is not None or trainer.val_check_every is not None:
             return float("inf")
         if isinstance(interval, int):
             if interval > num_batches and trainer.check_val_every_n_epoch is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HERE = str(Path(__file__).parent) + os.sep
 
 
-def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
+def show_user_first(error: BaseException, trainer: Trainer) -> None:
     """Takes fulmen's own frames out of a traceback that ends in other code, and notes where the run was.
 
     Frames of ours say something only about an error of ours: they stay if fulmen raised the exception without meaning
@@ -31,11 +31,11 @@ def show_user_first(error: BaseException, trainer: Trainer) -> BaseException:
     frames = _frames(error.__traceback__)
     meant = isinstance(error, (MisconfigurationException, CheckpointError))
     if os.environ.get("FULMEN_FULL_TRACEBACK") or not frames or (_ours(frames[-1]) and not meant):
-        return error
+        return
     kept = None
     for frame in reversed([frame for frame in frames if not _ours(frame)]):
         kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
-    return error.with_traceback(kept)
+    error.__traceback__ = kept
 
 
 def where(trainer: Trainer) -> str:
@@ -45,7 +45,9 @@ def where(trainer: Trainer) -> str:
     if stage is None or (trainer.training and fit.batch_idx < 0):
         return ""
     if trainer.training:
-        return f"During fit: epoch {trainer.current_epoch}, batch {fit.batch_idx}, global step {trainer.global_step}."
+        counts = fit.batch_progress.current
+        place = "batch" if counts.completed < counts.ready else "after batch"
+        return f"During fit: epoch {trainer.current_epoch}, {place} {fit.batch_idx}, global step {trainer.global_step}."
     return (
         f"During {trainer.state.fn}: {stage.value}, epoch {trainer.current_epoch}, global step {trainer.global_step}."
     )

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from fulmen.fabric.seed import isolate_rng
 from fulmen.hooks import HookTable, compile_hooks, opened
 from fulmen.hparams import clean_namespace
 from fulmen.hyperlog import log_hyperparameters
+from fulmen.instrument import Instruments
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.fit import FitLoop, resolve_epochs
 from fulmen.loops.predict import PredictionLoop
@@ -37,6 +39,7 @@ from fulmen.sources import DataSources
 from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from fulmen.timings import Timings
 from fulmen.traceback import show_user_first
+from fulmen.trigger import Every
 from fulmen.unpack import datamodule_and_loaders, lightning_module
 from fulmen.verify import verify
 from fulmen.view import restore_process_flags
@@ -64,7 +67,8 @@ class Trainer(Publisher):
         limit_test_batches: Test batches of each loader, likewise.
         limit_predict_batches: Prediction batches of each loader, likewise.
         overfit_batches: Train and validate on this many batches (int) or this fraction, unshuffled.
-        val_check_interval: Validate every n training batches (int), every fraction of an epoch (float), or time.
+        val_check_interval: Validate every n training batches (int), every fraction of an epoch (float), or by a
+            trigger: "500 steps", "2 h", "10_000 samples", a timedelta, or an ``Every``.
         check_val_every_n_epoch: Validate every n epochs; None counts ``val_check_interval`` over epochs.
         num_sanity_val_steps: Validation batches run before training; -1 for all.
         log_every_n_steps: How often the step metrics go to the loggers; 0 for never.
@@ -78,7 +82,7 @@ class Trainer(Publisher):
         benchmark: Value of ``torch.backends.cudnn.benchmark``.
         inference_mode: Evaluate under ``torch.inference_mode`` (else ``torch.no_grad``).
         use_distributed_sampler: Whether samplers are replaced on several processes.
-        profiler: Reserved for profilers by name or object.
+        profiler: "simple", "advanced", "pytorch", "xla", or a ``Profiler``; None measures nothing.
         detect_anomaly: Autograd's anomaly detection during fit.
         barebones: Turn off everything that is not the bare loop, to measure it.
         plugins: Precision, checkpoint IO or environment plugins.
@@ -87,6 +91,8 @@ class Trainer(Publisher):
         default_root_dir: Where logs and checkpoints go by default; the working directory if not given.
         enable_autolog_hparams: Whether hyperparameters are logged at the start of a run.
         model_registry: Name under which a model registry keeps the model.
+        max_duration: The limit in any unit: "10_000 steps", "2 h", "1_000_000 samples", or an ``Every``.
+        log_every: ``log_every_n_steps`` in any unit, likewise.
     """
 
     @settings.defaults_from_environment
@@ -111,7 +117,7 @@ class Trainer(Publisher):
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
         overfit_batches: int | float = 0.0,
-        val_check_interval: int | float | str | timedelta | dict[str, int] | None = None,
+        val_check_interval: int | float | str | timedelta | dict[str, int] | Every | None = None,
         check_val_every_n_epoch: int | None = 1,
         num_sanity_val_steps: int | None = None,
         log_every_n_steps: int | None = None,
@@ -134,6 +140,8 @@ class Trainer(Publisher):
         default_root_dir: str | Path | None = None,
         enable_autolog_hparams: bool = True,
         model_registry: str | None = None,
+        max_duration: Every | str | None = None,
+        log_every: Every | str | int | None = None,
     ) -> None:
         self._set_up({name: value for name, value in locals().items() if name != "self"})
 
@@ -144,14 +152,22 @@ class Trainer(Publisher):
         self.plan = resolve(**{name: given[name] for name in planned})
         assemble.warn_unused_gpu(self.plan.accelerator)
         limits = {name: resolved.pop(name) for name in ("max_epochs", "min_epochs", "max_steps", "min_steps")}
-        assembled = ("logger", "callbacks", "max_time", *planned)
+        assembled = ("logger", "callbacks", "max_time", "profiler", *planned)
         self.__dict__.update({name: value for name, value in resolved.items() if name not in assembled})
+        self._make_parts(limits)
+        self.profiler = assemble.profiler_of(resolved["profiler"])
+        self.loggers = assemble.loggers_of(resolved)
+        self.callbacks = assemble.callbacks_of(resolved)
+
+    def _make_parts(self, limits: dict[str, Any]) -> None:
+        """The parts that hold the state of the runs, as they are before the first one."""
         self.state = TrainerState()
-        self.book = SilentBook() if resolved["barebones"] else Book()
+        self.book = SilentBook() if self.barebones else Book()
         self.hooks = HookTable()
         self.data = DataSources(self)
         self.signals = Signals()
         self.timings: dict[str, float] = {}
+        self.instruments = Instruments(self)
         self.should_stop = False
         self.lightning_optimizers: list[LightningOptimizer] = []
         self.user_ckpt_path = self._loaded_from = None
@@ -159,8 +175,6 @@ class Trainer(Publisher):
         self.validate_loop = EvaluationLoop(self, "validate", own=True)
         self.test_loop = EvaluationLoop(self, "test", own=True)
         self.predict_loop = PredictionLoop(self)
-        self.loggers = assemble.loggers_of(resolved)
-        self.callbacks = assemble.callbacks_of(resolved)
 
     # ------------------------------------------------------------------------------------------------ entry points
 
@@ -212,16 +226,10 @@ class Trainer(Publisher):
         Returns:
             For each loader a dictionary of the metrics logged by epoch.
         """
-        return self._evaluate(
-            TrainerFn.VALIDATING,
-            RunningStage.VALIDATING,
-            model,
-            dataloaders,
-            ckpt_path,
-            verbose,
-            datamodule,
-            weights_only,
-        )
+        fn = TrainerFn.VALIDATING
+        inputs = self._evaluated(fn, model, dataloaders, datamodule)
+        results = self._run(fn, RunningStage.VALIDATING, *inputs, ckpt_path, weights_only, model is not None)
+        return self._report(fn, results, verbose)
 
     def test(
         self,
@@ -233,29 +241,23 @@ class Trainer(Publisher):
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Runs one pass over the test data; arguments and result as for ``validate``."""
-        return self._evaluate(
-            TrainerFn.TESTING, RunningStage.TESTING, model, dataloaders, ckpt_path, verbose, datamodule, weights_only
-        )
+        fn = TrainerFn.TESTING
+        inputs = self._evaluated(fn, model, dataloaders, datamodule)
+        results = self._run(fn, RunningStage.TESTING, *inputs, ckpt_path, weights_only, model is not None)
+        return self._report(fn, results, verbose)
 
-    def _evaluate(
-        self,
-        fn: TrainerFn,
-        stage: RunningStage,
-        model: Any,
-        dataloaders: Any,
-        ckpt_path: Any,
-        verbose: bool,
-        datamodule: Any,
-        weights_only: bool | None,
-    ) -> list[dict[str, float]]:
+    def _evaluated(
+        self, fn: TrainerFn, model: Any, dataloaders: Any, datamodule: Any
+    ) -> tuple[LightningModule, Any, dict[str, Any]]:
         module = lightning_module(model, fn.value, self.strategy.lightning_module)
-        datamodule, loaders = datamodule_and_loaders(fn.value, datamodule, **{fn.value: dataloaders})
-        results = self._run(fn, stage, module, datamodule, loaders, ckpt_path, weights_only, model is not None)
+        return module, *datamodule_and_loaders(fn.value, datamodule, **{fn.value: dataloaders})
+
+    def _report(self, fn: TrainerFn, results: list[dict[str, float]], verbose: bool) -> list[dict[str, float]]:
         if verbose and results and self.is_global_zero:
             from fulmen.results import print_results
 
             print_results(results, fn.value)
-        return results  # type: ignore[no-any-return]
+        return results
 
     def predict(
         self,
@@ -332,9 +334,9 @@ class Trainer(Publisher):
             rank_zero_info("Interrupted by Ctrl-C.")
             sys.exit(1)
         except BaseException as error:
-            shown = show_user_first(error, self)
+            show_user_first(error, self)
             self._fail(error)
-            raise shown  # noqa: B904 - the same exception, with fewer frames of ours
+            raise
         finally:
             self.signals.restore()
             torch.set_grad_enabled(grad_mode)
@@ -342,6 +344,7 @@ class Trainer(Publisher):
 
     def _attach(self, module: LightningModule, datamodule: Any, loaders: dict[str, Any]) -> None:
         """Connects the module and the data to this trainer."""
+        self.hooks = HookTable()
         for loop in (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop):
             loop.drop_data()
         for loop in (self.fit_loop.val_loop, self.validate_loop, self.test_loop):
@@ -364,20 +367,13 @@ class Trainer(Publisher):
 
     def _prepare(self, ckpt_path: Any, weights_only: bool | None, model_given: bool) -> dict[str, Any] | None:
         """Everything up to optimizers and devices; returns the checkpoint to go on from, if there is one."""
-        module, datamodule = self.lightning_module, self.data.datamodule
-        verify(self, module)
+        self.recompile_hooks()
+        verify(self, self.lightning_module)
         path = resume.choose(self, ckpt_path, model_given)
         self._loaded_from = path
-        self.recompile_hooks()
         self.strategy.setup_environment()
-        for owner in (datamodule, module):
-            if owner is not None:
-                opened(self.book, "prepare_data", owner.prepare_data)()
-        for logger in self.loggers:
-            getattr(logger, "experiment", None)
-        self.hooks.call("setup", self.state.fn)
-        with self.strategy.model_sharded_context(), self.strategy.module_init_context():
-            self._call_module("configure_model")
+        self.instruments.begin_profile()
+        self._set_up_owners()
         checkpoint = None
         if path is not None:
             checkpoint = snapshot.load(self, path, weights_only)
@@ -389,6 +385,17 @@ class Trainer(Publisher):
         if self.state.fn == "fit":
             self.hooks.call("on_fit_start")
         return checkpoint
+
+    def _set_up_owners(self) -> None:
+        """Lets datamodule, module and callbacks make what the run needs."""
+        for owner in (self.data.datamodule, self.lightning_module):
+            if owner is not None:
+                opened(self.book, "prepare_data", owner.prepare_data)()
+        for logger in self.loggers:
+            getattr(logger, "experiment", None)
+        self.hooks.call("setup", self.state.fn)
+        with self.strategy.model_sharded_context(), self.strategy.module_init_context():
+            self._call_module("configure_model")
 
     def _ready(self, checkpoint: dict[str, Any] | None) -> None:
         """The last things before the loop: hyperparameters to the loggers, training state from the checkpoint."""
@@ -417,34 +424,34 @@ class Trainer(Publisher):
 
     def _finish(self) -> None:
         """Ends a run that went well."""
-        self._release()
+        for release in self._releases():
+            release()
         if self.state.fn == "fit":
             self.hooks.call("on_fit_end")
         self.hooks.call("teardown", self.state.fn)
         for logger in self.loggers:
             logger.finalize("success")
+        self.instruments.end_profile()
         self.book.close()
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
 
     def _fail(self, error: BaseException) -> None:
-        """Ends a run that an exception has ended; its own failures must not hide that exception."""
+        """Ends a run that an exception has ended; what fails on the way is noted on that exception, and hides nothing."""
         self.state.status = TrainerStatus.INTERRUPTED
-        try:
-            self.hooks.call("on_exception", error)
-            for logger in self.loggers:
-                logger.finalize("failed")
-        except Exception as second:
-            error.add_note(f"While this was handled, {type(second).__name__} was raised: {second}")
-        self._release()
+        hooks = [partial(call, error) for call in self.hooks.on_exception]
+        loggers = [partial(logger.finalize, "failed") for logger in self.loggers]
+        for end in (*hooks, *loggers, *self._releases(), self.instruments.end_profile):
+            try:
+                end()
+            except BaseException as second:
+                error.add_note(f"While this was handled, {type(second).__name__} was raised: {second}")
         self.book.close()
         self.state.stage = None
 
-    def _release(self) -> None:
-        """Gives devices and workers back."""
-        self.strategy.teardown()
-        for loop in (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop):
-            loop.close_data()
-        self.book.to_cpu()
+    def _releases(self) -> list[Callable[[], None]]:
+        """What gives devices and workers back."""
+        loops = (self.fit_loop, self.fit_loop.val_loop, self.validate_loop, self.test_loop, self.predict_loop)
+        return [self.strategy.teardown, *(loop.close_data for loop in loops), self.book.to_cpu]
 
     def _no_gradients(self) -> AbstractContextManager[Any]:
         return torch.inference_mode() if self.inference_mode else torch.no_grad()

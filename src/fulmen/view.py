@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fulmen.optim import LightningOptimizer, LRSchedulerConfig
     from fulmen.signals import Signals
     from fulmen.sources import DataSources
+    from fulmen.trigger import Every
 
 
 def _stage(stage: RunningStage) -> property:
@@ -71,6 +72,9 @@ class TrainerView:
     val_check_interval: int | float
     val_check_batch: int | float
     val_check_seconds: float | None
+    val_check_every: Every | None
+    max_count: Every | None
+    log_every: Every | None
     check_val_every_n_epoch: int | None
     num_sanity_val_steps: int | float
     log_every_n_steps: int
@@ -363,7 +367,7 @@ class TrainerView:
     @property
     def progress_bar_callback(self) -> Any | None:
         """The progress bar, None without one."""
-        from fulmen.callbacks.progress_bar import ProgressBar
+        from fulmen.callbacks.progress.progress_bar import ProgressBar
 
         return next((callback for callback in self.callbacks if isinstance(callback, ProgressBar)), None)
 
@@ -451,11 +455,12 @@ def restore_process_flags(benchmark: bool | None, deterministic: bool | str | No
         torch.backends.cudnn.benchmark = benchmark
 
     def undo() -> None:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = before[2]
-        if before[3] is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-        else:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = before[3]
+        # what was not set above is left alone: the user may have set it in the meantime
+        if deterministic:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            if before[3] is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        if benchmark is not None:
+            torch.backends.cudnn.benchmark = before[2]
 
     return undo

@@ -16,14 +16,16 @@ from fulmen.errors import MisconfigurationException
 def test_one_loader_gives_the_outputs_of_its_batches(quiet: Any, ValNet: Any, data: Any) -> None:
     trainer = quiet()
     assert trainer.predict(ValNet(), data(3)) == [0.0, 2.0, 4.0]
-    assert trainer.predict_loop.predictions == [[0.0, 2.0, 4.0]]
+    assert trainer.predict_loop.predictions == [0.0, 2.0, 4.0]
     assert trainer.num_predict_batches == [3]
 
 
 def test_several_loaders_give_a_list_for_each(quiet: Any, Net: Any, data: Any) -> None:
     module = Net()
     module.predict_step = lambda batch, batch_idx, dataloader_idx: (dataloader_idx, batch_idx)
-    assert quiet().predict(module, [data(2), data(1)]) == [[(0, 0), (0, 1)], [(1, 0)]]
+    trainer = quiet()
+    assert trainer.predict(module, [data(2), data(1)]) == [[(0, 0), (0, 1)], [(1, 0)]]
+    assert trainer.predict_loop.predictions == [[(0, 0), (0, 1)], [(1, 0)]]
     assert quiet().predict(module, CombinedLoader([data(2), data(1)], "sequential")) == [[(0, 0), (0, 1)], [(1, 0)]]
 
 
@@ -59,7 +61,7 @@ def test_nothing_to_run_gives_nothing(quiet: Any, ValNet: Any, data: Any, limit:
 def test_predictions_need_not_be_kept(quiet: Any, ValNet: Any, data: Any) -> None:
     trainer = quiet()
     assert trainer.predict(ValNet(), data(2), return_predictions=False) is None
-    assert trainer.predict_loop.predictions == [[]]
+    assert trainer.predict_loop.predictions == []
     assert trainer.predict(ValNet(), data(2), return_predictions=True) == [0.0, 2.0]
     assert trainer.predict(ValNet(), data(2)) == [0.0, 2.0]
 
@@ -123,7 +125,7 @@ def test_hooks_and_what_they_get(quiet: Any, ValNet: Any, data: Any) -> None:
 
     quiet(callbacks=[Watches()]).predict(ValNet(), data(2))
     assert seen[:4] == [("start", 0, 0), ("end", 0.0, 0, 0), ("start", 1, 0), ("end", 2.0, 1, 0)]
-    assert seen[4] == ("all", [[0.0, 2.0]])
+    assert seen[4] == ("all", [0.0, 2.0])
 
 
 def test_nothing_can_be_logged(quiet: Any, ValNet: Any, data: Any) -> None:

@@ -8,40 +8,60 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fulmen.callback import Callback
     from fulmen.callbacks.checkpoint import Checkpoint
+    from fulmen.callbacks.device_stats_monitor import DeviceStatsMonitor
     from fulmen.callbacks.early_stopping import EarlyStopping, EarlyStoppingReason
+    from fulmen.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
+    from fulmen.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+    from fulmen.callbacks.lambda_function import LambdaCallback
     from fulmen.callbacks.lr_monitor import LearningRateMonitor
     from fulmen.callbacks.model_checkpoint import ModelCheckpoint
     from fulmen.callbacks.model_summary import ModelSummary
-    from fulmen.callbacks.progress_bar import ProgressBar
+    from fulmen.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+    from fulmen.callbacks.prediction_writer import BasePredictionWriter
+    from fulmen.callbacks.progress.progress_bar import ProgressBar
     from fulmen.callbacks.report import Report
     from fulmen.callbacks.rich_model_summary import RichModelSummary
-    from fulmen.callbacks.rich_progress import RichProgressBar, RichProgressBarTheme
+    from fulmen.callbacks.progress.rich_progress import RichProgressBar, RichProgressBarTheme
     from fulmen.callbacks.timer import Timer
 
 _MODULE_OF = {
+    "BackboneFinetuning": "fulmen.callbacks.finetuning",
+    "BaseFinetuning": "fulmen.callbacks.finetuning",
+    "BasePredictionWriter": "fulmen.callbacks.prediction_writer",
     "Callback": "fulmen.callback",
     "Checkpoint": "fulmen.callbacks.checkpoint",
+    "DeviceStatsMonitor": "fulmen.callbacks.device_stats_monitor",
     "EarlyStopping": "fulmen.callbacks.early_stopping",
     "EarlyStoppingReason": "fulmen.callbacks.early_stopping",
+    "GradientAccumulationScheduler": "fulmen.callbacks.gradient_accumulation_scheduler",
+    "LambdaCallback": "fulmen.callbacks.lambda_function",
     "LearningRateMonitor": "fulmen.callbacks.lr_monitor",
     "ModelCheckpoint": "fulmen.callbacks.model_checkpoint",
     "ModelSummary": "fulmen.callbacks.model_summary",
-    "ProgressBar": "fulmen.callbacks.progress_bar",
+    "OnExceptionCheckpoint": "fulmen.callbacks.on_exception_checkpoint",
+    "ProgressBar": "fulmen.callbacks.progress.progress_bar",
     "Report": "fulmen.callbacks.report",
     "RichModelSummary": "fulmen.callbacks.rich_model_summary",
-    "RichProgressBar": "fulmen.callbacks.rich_progress",
-    "RichProgressBarTheme": "fulmen.callbacks.rich_progress",
+    "RichProgressBar": "fulmen.callbacks.progress.rich_progress",
+    "RichProgressBarTheme": "fulmen.callbacks.progress.rich_progress",
     "Timer": "fulmen.callbacks.timer",
 }
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
+    "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
     "EarlyStopping",
     "EarlyStoppingReason",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "ModelSummary",
+    "OnExceptionCheckpoint",
     "ProgressBar",
     "Report",
     "RichModelSummary",

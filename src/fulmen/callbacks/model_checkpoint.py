@@ -31,6 +31,7 @@ from fulmen.errors import MisconfigurationException
 from fulmen.extras import need
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
 from fulmen.states import TrainerFn
+from fulmen.trigger import Every
 
 if TYPE_CHECKING:
     from fulmen.module import LightningModule
@@ -76,6 +77,7 @@ class ModelCheckpoint(Checkpoint):
         save_on_train_epoch_end: Whether epochs are saved at their end instead of after each validation. None: at their
             end if there is one validation in each, or none at all.
         enable_version_counter: Whether to append ``-v1``, ``-v2``, ... instead of overwriting a file.
+        every: One of the three triggers in any unit: "500 steps", "2 h", "10_000 samples", or an ``Every``.
 
     Attributes:
         best_model_path: The best checkpoint, "" before the first.
@@ -114,6 +116,7 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        every: Every | str | None = None,
     ) -> None:
         super().__init__()
         self.dirpath = _absolute(dirpath) if dirpath else None
@@ -126,6 +129,10 @@ class ModelCheckpoint(Checkpoint):
         self.save_weights_only = save_weights_only
         self.mode = mode
         self.auto_insert_metric_name = auto_insert_metric_name
+        self._every = None if every is None else Every.parse(every)
+        if self._every is not None:
+            given = (every_n_train_steps, train_time_interval, every_n_epochs)
+            every_n_train_steps, train_time_interval, every_n_epochs = _in_known_units(self._every, *given)
         self._every_n_train_steps = every_n_train_steps or 0
         self._train_time_interval = train_time_interval
         nothing_given = every_n_train_steps is None and train_time_interval is None and every_n_epochs is None
@@ -226,7 +233,7 @@ class ModelCheckpoint(Checkpoint):
     def listens(self, hook: str, trainer: Trainer) -> bool:
         """Batches are of no interest when neither steps nor time trigger a save."""
         if hook == "on_train_batch_end":
-            return self._every_n_train_steps > 0 or self._train_time_interval is not None
+            return self._counts_in_loop or self._every_n_train_steps > 0 or self._train_time_interval is not None
         return True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -256,6 +263,13 @@ class ModelCheckpoint(Checkpoint):
         self._due_step = trainer.global_step
         self._put_off = self._has_validated = False
         self._checked_time = time.monotonic()
+        if self._counts_in_loop:
+            assert self._every is not None
+            trainer.fit_loop.watch(self._every)
+
+    @property
+    def _counts_in_loop(self) -> bool:
+        return self._every is not None and self._every.unit in ("batches", "samples")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -319,6 +333,10 @@ class ModelCheckpoint(Checkpoint):
             if not trainer.strategy.reduce_boolean_decision(is_due and trainer.is_global_zero, all=False):
                 return False
             self._checked_time = now
+        elif self._counts_in_loop:
+            assert self._every is not None
+            if not trainer.fit_loop.passed(self._every):
+                return False
         elif not self._every_n_train_steps or step % self._every_n_train_steps != 0:
             return False
         self._due_step = step
@@ -523,6 +541,18 @@ class ModelCheckpoint(Checkpoint):
                 stream.write(text)
         else:
             Path(path).write_text(text)
+
+
+def _in_known_units(every: Every, *given: Any) -> tuple[int | None, timedelta | None, int | None]:
+    """``every`` as the argument of its unit; batches and samples have none and are counted by the loop."""
+    if any(given):
+        raise MisconfigurationException(
+            f"`ModelCheckpoint(every={every!r})` together with `every_n_train_steps`, `train_time_interval` or"
+            " `every_n_epochs`: give one of them.",
+            subject=every,
+        )
+    interval = None if every.seconds is None else timedelta(seconds=every.seconds)
+    return every.steps or (0 if every.unit in ("batches", "samples") else None), interval, every.epochs
 
 
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:

@@ -90,7 +90,7 @@ class TorchCheckpointIO(CheckpointIO):
                 f"Derive a class from `CheckpointIO` that uses them and type `Trainer(plugins=[YourCheckpointIO()])`."
             )
         try:
-            with _writer(path) as stream:
+            with writer(path) as stream:
                 torch.save(checkpoint, stream)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             if not (culprits := [key for key, value in checkpoint.items() if not _can_be_pickled(value)]):
@@ -180,7 +180,7 @@ def _remote_write(path: str | Path) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _writer(path: str | Path) -> Any:
+def writer(path: str | Path) -> Any:
     return _remote_write(path) if is_url(path) else atomic_write(_local(path))
 
 

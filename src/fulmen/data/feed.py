@@ -106,6 +106,7 @@ class _Mark:
     """Where a feed stood before it looked ahead."""
 
     samples: int
+    indices: list[int] | None
     positions: list[Position]
     combined: dict[str, Any]
 
@@ -200,6 +201,16 @@ class Feed:
             return self._mark.samples
         return sum(source.epoch_samples for source in self._sources)
 
+    def record_indices(self) -> None:
+        """Let `batch_indices` be known, where they can be. To be called before the first epoch of a single loader."""
+        for source in self._sources:
+            source.record_indices()
+
+    @property
+    def batch_indices(self) -> list[int] | None:
+        """Which samples of the dataset are in the batch given last; None if not recorded, or not known."""
+        return self._sources[0].batch_indices if self._mark is None else self._mark.indices
+
     def start(self, epoch: int) -> Iterator[Any]:
         """Begin an epoch, or go on in it if a position in this epoch was loaded.
 
@@ -275,6 +286,7 @@ class Feed:
     def _mark_here(self) -> _Mark:
         return _Mark(
             samples=sum(source.epoch_samples for source in self._sources),
+            indices=self._sources[0].batch_indices,
             positions=[source.position() for source in self._sources],
             combined={} if self._combined is None else self._combined._position(),
         )
@@ -288,7 +300,7 @@ class Feed:
         """
         mark = self._mark or self._mark_here()
         if used == self.batches - 1 and self._can_take_back:
-            mark = _Mark(mark.samples, [mark.positions[0].one_before()], {})
+            mark = _Mark(mark.samples, None, [mark.positions[0].one_before()], {})
         else:
             used = self.batches
         return {

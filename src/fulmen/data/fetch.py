@@ -128,7 +128,8 @@ def vectorised(loader: DataLoader[Any], indices: IndexBatches) -> Iterator[list[
     table = table_of(loader)
     if table is None:
         return None
-    batches = _ordered(loader, table, indices) if _has_known_order(loader, table) else _gathered(loader, table, indices)
+    in_order = indices.kept is None and _has_known_order(loader, table)
+    batches = _ordered(loader, table, indices) if in_order else _gathered(loader, table, indices)
     return map(_pin, batches) if table.pin else batches
 
 

@@ -130,6 +130,29 @@ def sequential_copy(loader: Any) -> Any:
     return copy_with(loader, sampler=sampler, batch_sampler=batches)
 
 
+def complete_copy(loader: Any) -> Any:
+    """The loader with its last batch, also if that is smaller; the very same object if it leaves nothing out.
+
+    Warns:
+        PossibleUserWarning: A batch sampler that is not torch's own may leave something out.
+    """
+    batch_sampler: Any = getattr(loader, "batch_sampler", None)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return loader
+    if not getattr(batch_sampler, "drop_last", False):
+        return loader
+    if type(batch_sampler) is BatchSampler:
+        batches = BatchSampler(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
+        return copy_with(loader, batch_sampler=batches, drop_last=False)
+    rank_zero_warn(
+        f"The batch sampler {type(batch_sampler).__name__} of the predict loader has `drop_last=True`: samples may be "
+        "left without a prediction. Make it with `drop_last=False`.",
+        category=PossibleUserWarning,
+        stacklevel=5,
+    )
+    return loader
+
+
 def shut_down(loader: Any) -> None:
     """End the persistent workers of a loader, if it has any."""
     iterator = getattr(loader, "_iterator", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -123,7 +123,7 @@ def set_generators(generators: Sequence[torch.Generator], states: Sequence[Tenso
 
 
 class IndexBatches:
-    """Stands in for the (batch) sampler of a loader: leaves out what was consumed, and remembers sizes.
+    """Stands in for the (batch) sampler of a loader: leaves out what was consumed, and remembers what it gave.
 
     The underlying samplers are called when and as often as torch would call them.
 
@@ -131,22 +131,24 @@ class IndexBatches:
         loader: The loader, with its own samplers.
         pause: Whether each iterator first gives None, as soon as the order is drawn and before any indices. torch
             draws the order with the first indices; the pause lets it be drawn without loading anything.
-        sizes: Whether to remember the number of samples in each batch.
+        keep: What to remember of the indices of each batch: `len` for their number, `list` for themselves; None:
+            nothing.
 
     Attributes:
         position: What the next iterators leave out.
         idle: Whether the next iterators give nothing.
-        sizes: The number of samples in each batch of the current iterator that was not asked for yet.
+        kept: What was remembered of the batches of the current iterator and not asked for yet; None: nothing is.
         stream: The current iterator.
     """
 
-    def __init__(self, loader: DataLoader[Any], *, pause: bool, sizes: bool) -> None:
+    def __init__(self, loader: DataLoader[Any], *, pause: bool, keep: Callable[[Any], Any] | None) -> None:
         self.position = Position()
         self.idle = False
-        self.sizes: deque[int] | None = deque() if sizes else None
+        self.kept: deque[Any] | None = None if keep is None else deque()
         self.stream: Iterator[Any] = iter(())
         self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
         self._pause = pause
+        self._keep = keep
 
     def __iter__(self) -> Iterator[Any]:
         if self.idle:
@@ -155,7 +157,7 @@ class IndexBatches:
             stream = self._after_samples(self._sampler, self.position.samples)
         else:
             stream = self._after_batches(iter(self._sampler), self.position.batches)
-        self.stream = stream if self.sizes is None else self._with_sizes(stream, self.sizes)
+        self.stream = stream if self.kept is None else self._remembered(stream, self.kept)
         return self.stream
 
     def __len__(self) -> int:
@@ -177,11 +179,13 @@ class IndexBatches:
             yield None
         yield from BatchSampler(samples, batch_sampler.batch_size, batch_sampler.drop_last)
 
-    def _with_sizes(self, batches: Iterator[Any], sizes: deque[int]) -> Iterator[Any]:
-        sizes.clear()
+    def _remembered(self, batches: Iterator[Any], kept: deque[Any]) -> Iterator[Any]:
+        keep = self._keep
+        assert keep is not None
+        kept.clear()
         for indices in batches:
             if indices is not None:
-                sizes.append(len(indices))
+                kept.append(keep(indices))
             yield indices
 
 

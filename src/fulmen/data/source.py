@@ -11,6 +11,7 @@ All give the same batches in the same order, from the same random numbers, as `f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from math import ceil, inf
 from typing import Any
@@ -45,6 +46,8 @@ class Source(Iterable[Any]):
     Attributes:
         batches: Batches given in this pass.
         exhaustible: Whether asking for a batch after the last one only ends the pass, without loading anything.
+        batch_indices: Which samples of the dataset are in the batch given last; None if that is not recorded, or not
+            known.
     """
 
     exhaustible = True
@@ -53,6 +56,7 @@ class Source(Iterable[Any]):
         self.loader = loader
         self.length = length_of(loader)
         self.batches = 0
+        self.batch_indices: list[int] | None = None
         self._counted = 0
         self._earlier_samples = 0
         self._order: dict[str, Any] | None = None
@@ -146,6 +150,9 @@ class Source(Iterable[Any]):
             loader=self.loader.state_dict() if is_stateful(self.loader) else None,
         )
 
+    def record_indices(self) -> None:
+        """Let the passes, of which there has been none yet, tell `batch_indices` where they can be known."""
+
     def close(self) -> None:
         """End the loader's workers."""
         shut_down(self.loader)
@@ -197,6 +204,7 @@ class IndexedSource(Source):
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
         self._persistent: tuple[DataLoader[Any], IndexBatches] | None = None
+        self._records = False
         self._begun_at = Position()
 
     @property
@@ -230,6 +238,11 @@ class IndexedSource(Source):
         """Forget where the pass stands: the next one is the first of an epoch."""
         super().rewind()
         self._begun_at = Position()
+
+    def record_indices(self) -> None:
+        """Let the passes, of which there has been none yet, tell `batch_indices`."""
+        # not known: samples that are batches of their own making, and batches that come as soon as they are ready
+        self._records = self.loader.batch_sampler is not None and getattr(self.loader, "in_order", True)
 
     def close(self) -> None:
         """End the workers; those the user started with the loader are left alone."""
@@ -272,18 +285,27 @@ class IndexedSource(Source):
             return self._persistent
         loader: DataLoader[Any] = self.loader
         batched = loader.batch_sampler is not None
-        indices = IndexBatches(loader, pause=not loader.num_workers, sizes=batched and self._regular() is None)
+        indices = IndexBatches(loader, pause=not loader.num_workers, keep=self._what_to_keep())
         sampler = {"batch_sampler" if batched else "sampler": indices}
         stand_in = copy_with(loader, **sampler, **seeded_workers(loader))
         if loader.persistent_workers:
             self._persistent = stand_in, indices
         return stand_in, indices
 
+    def _what_to_keep(self) -> Callable[[Any], Any] | None:
+        if self._records:
+            return list
+        return len if self.loader.batch_sampler is not None and self._regular() is None else None
+
     def _size_of(self, indices: IndexBatches) -> Callable[[Any], int | None] | None:
-        if self._regular() is not None:
-            return None
-        sizes = indices.sizes
-        return samples_in if sizes is None else lambda batch: sizes.popleft()
+        kept = indices.kept
+        if kept is None:
+            return samples_in if self._regular() is None else None
+        return lambda batch: self._take_indices(kept) if self._records else kept.popleft()
+
+    def _take_indices(self, kept: deque[list[int]]) -> int:
+        self.batch_indices = kept.popleft()
+        return len(self.batch_indices)
 
 
 def source_of(loader: Any) -> Source:

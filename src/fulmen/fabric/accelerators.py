@@ -23,6 +23,7 @@ __all__ = [
     "MPSAccelerator",
     "XLAAccelerator",
     "find_usable_cuda_devices",
+    "get_cpu_stats",
     "parse_device_ids",
 ]
 
@@ -103,17 +104,8 @@ class CPUAccelerator(Accelerator):
         """Nothing was taken."""
 
     def get_device_stats(self, device: torch.device | str | int) -> dict[str, Any]:
-        """Percentages in use: "cpu_vm_percent", "cpu_percent", "cpu_swap_percent".
-
-        Raises:
-            ModuleNotFoundError: psutil is not installed.
-        """
-        psutil = need("psutil")
-        return {
-            "cpu_vm_percent": psutil.virtual_memory().percent,
-            "cpu_percent": psutil.cpu_percent(),
-            "cpu_swap_percent": psutil.swap_memory().percent,
-        }
+        """Percentages in use; see `get_cpu_stats`."""
+        return get_cpu_stats()
 
     @staticmethod
     def parse_devices(devices: Any) -> int:
@@ -295,6 +287,22 @@ class XLAAccelerator(Accelerator):
     def name() -> str:
         """The name "tpu"."""
         return "tpu"
+
+
+def get_cpu_stats() -> dict[str, float]:
+    """How much of the CPU's memory, time and swap space is in use, in percent.
+
+    The time is that since the last call; the number which the first call gives means nothing.
+
+    Raises:
+        ModuleNotFoundError: psutil is not installed.
+    """
+    psutil = need("psutil")
+    return {
+        "cpu_vm_percent": psutil.virtual_memory().percent,
+        "cpu_percent": psutil.cpu_percent(),
+        "cpu_swap_percent": psutil.swap_memory().percent,
+    }
 
 
 def parse_device_ids(devices: Any, visible: int, kind: str) -> list[int]:

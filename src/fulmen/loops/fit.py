@@ -34,6 +34,7 @@ from fulmen.loops.step import Step, choose_step
 from fulmen.progress import Counts, Progress
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
 from fulmen.states import RunningStage
+from fulmen.trigger import Every
 
 if TYPE_CHECKING:
     from fulmen.data.feed import Feed
@@ -77,8 +78,10 @@ class FitLoop:
         self.step_at_epoch_start = 0
         self.schedulers_before = 0
         self.scheduler_steps_at_epoch_start = 0
-        self.resumed = self.ended_on_last = False
+        self.resumed = self.ended_on_last = self.metrics_unknown = False
         self.random_state: dict[str, Any] | None = None
+        self.samples_before_epoch = 0
+        self.watched: dict[str, int] = {}
         self._feed_state: dict[str, Any] | None = None
         self._loaded_at_epoch = 0
         self._told_to_go_on = False
@@ -98,6 +101,9 @@ class FitLoop:
             return
         self.step = self.bind_step()
         self.last_validation = time.monotonic()
+        self.watched = {}
+        for every in trainer.watched_triggers():
+            self.watch(every)
         if self.validates_in(self.current_epoch):
             self.val_loop.load_data()
         self.warn_eval_mode()
@@ -129,7 +135,7 @@ class FitLoop:
                 schedulers.after_batch(index, self.closes, is_last=True)
                 break
             counts.started += 1
-            outputs = self.step(batch, index) if batch is not None else None
+            outputs = self.step.train(batch, index) if batch is not None else None
             if batch is None:
                 self.warn_no_batch(index)
             counts.processed += 1
@@ -139,7 +145,8 @@ class FitLoop:
                 call(outputs, batch, index)
             counts.completed += 1
             self.after_batch(index)
-            if (trainer.should_stop or self.global_step >= self.max_steps >= 0) and self.epoch_ends_early():
+            maybe = trainer.should_stop or self.global_step >= self.max_steps >= 0 or trainer.max_count is not None
+            if maybe and self.epoch_ends_early():
                 break
         self.end_epoch()
 
@@ -157,6 +164,7 @@ class FitLoop:
                 return iter(())
             return batches
         self._restore_random()
+        self.metrics_unknown = False
         self.reload_data()
         self.batch_progress.begin()
         self.val_loop.batch_progress.forget_total()
@@ -165,7 +173,10 @@ class FitLoop:
         self.epoch_progress.current.ready += 1
         trainer.hooks.call("on_train_epoch_start")
         self.epoch_progress.current.started += 1
-        return self._start_feed()
+        samples = self.count("samples")
+        batches = self._start_feed()
+        self.samples_before_epoch = samples
+        return batches
 
     def after_batch(self, index: int) -> None:
         """What follows a trained batch: its metrics to the loggers, validation, schedulers that wait for it."""
@@ -179,6 +190,8 @@ class FitLoop:
             self.schedulers.after_validation(index, self.closes)
         if stepped:
             self.batches_that_stepped += 1
+        for unit in self.watched:
+            self.watched[unit] = self.count(unit)
         if trainer.signals.received:
             trainer.leave_on_signal()
 
@@ -240,6 +253,8 @@ class FitLoop:
             reason = f"`max_steps={self.max_steps}` reached"
         elif self.max_epochs not in (None, -1) and self.epoch_progress.current.processed >= (self.max_epochs or 0):
             reason = f"`max_epochs={self.max_epochs}` reached"
+        elif self.limit_reached():
+            reason = f"`max_duration={self.trainer.max_count}` reached"
         elif self.trainer.should_stop and self.may_stop():
             reason = "something set `trainer.should_stop`"
         if reason is not None and tell:
@@ -248,7 +263,7 @@ class FitLoop:
 
     def epoch_ends_early(self) -> bool:
         """Whether the epoch ends before its batches do."""
-        if self.global_step >= self.step_limit:
+        if self.global_step >= self.step_limit or self.limit_reached():
             return True
         if not self.trainer.should_stop:
             return False
@@ -283,6 +298,28 @@ class FitLoop:
         assert self.feed is not None
         return self.feed.is_last and self.batch_progress.current.processed == self.batch_progress.current.ready
 
+    # ------------------------------------------------------------------------------------------------ counts
+
+    def count(self, unit: str) -> int:
+        """How many steps, batches, samples or epochs there have been since the start of the fit."""
+        if unit == "samples":
+            return self.samples_before_epoch + (self.feed.samples if self.feed is not None else 0)
+        counts = {"steps": self.global_step, "batches": self.batch_progress.total.ready}
+        return counts.get(unit, self.epoch_progress.current.processed)
+
+    def watch(self, every: Every) -> None:
+        """Has the loop keep the count that ``passed`` compares with; to be called before the epochs begin."""
+        self.watched[every.unit] = self.count(every.unit)
+
+    def passed(self, every: Every) -> bool:
+        """Whether the batch under way has taken its count past a multiple of ``every``."""
+        return self.count(every.unit) // every.interval > self.watched[every.unit] // every.interval
+
+    def limit_reached(self) -> bool:
+        """Whether a limit in batches or samples (``max_duration``) is reached."""
+        limit = self.trainer.max_count
+        return limit is not None and self.count(limit.unit) >= limit.interval
+
     # ------------------------------------------------------------------------------------------------ when to validate
 
     def validates_in(self, epoch: int) -> bool:
@@ -300,6 +337,8 @@ class FitLoop:
             return True
         if trainer.val_check_seconds is not None:
             return time.monotonic() - self.last_validation >= trainer.val_check_seconds
+        if trainer.val_check_every is not None:
+            return self.passed(trainer.val_check_every)
         if trainer.val_check_batch == float("inf"):
             return feed.is_last
         count = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else index + 1
@@ -334,6 +373,7 @@ class FitLoop:
         """Closes the feed; the next use asks for the data again."""
         if self.feed is not None:
             self.ended_on_last = self.feed.is_last
+            self.samples_before_epoch = self.count("samples")
             self.feed.close()
             self.feed = None
 
@@ -395,12 +435,14 @@ class FitLoop:
         self.batches_that_stepped = self.batch_progress.total.processed if manual else self.global_step
         for pending in ("validation_pending", "batch_pending", "plateau_pending"):
             setattr(self, pending, state.get(pending, False))
+        self.samples_before_epoch = state.get("samples_before_epoch", 0)
         self._feed_state = state.get("feed")
         if self.resumed and self._feed_state is None:
             self._feed_state = {"epoch": self.current_epoch, "batches": batches.processed}
             self._feed_state["loader_states"] = state.get("loader_states")
         self.val_loop.feed_states = state.get("val_feeds")
         self.trainer.callback_metrics.update(state.get("metrics", {}))
+        self.metrics_unknown = self.resumed and "metrics" not in state
         self.random_state = state.get("random")
 
     def position(self) -> dict[str, Any]:
@@ -411,8 +453,10 @@ class FitLoop:
         validates = self.validation_pending
         if in_batch_end:
             validates = self.validates and self.validation_due(counts.processed - 1)
+        in_epoch = epochs.processed < epochs.ready
         return {
             "validation_pending": validates,
+            "samples_before_epoch": self.samples_before_epoch if in_epoch else self.count("samples"),
             "batch_pending": in_batch_end or (trainer.validating and trainer.state.fn == "fit"),
             "plateau_pending": epochs.completed < epochs.processed and self.feed is not None and self.consumed,
             "feed": self.feed.state_dict(used=counts.processed) if self.feed is not None else None,

@@ -23,8 +23,10 @@ class PredictionLoop:
     """Runs ``predict_step`` over data and collects what it returns.
 
     Attributes:
-        return_predictions: Whether the outputs are kept.
-        predictions: For each loader the outputs of its batches, on the CPU.
+        return_predictions: Whether the outputs are returned.
+        current_batch_indices: Which samples of the dataset are in the batch under way. Known only if a callback writes
+            predictions, and the loader tells; else empty.
+        epoch_batch_indices: For each loader the same of its batches so far, if a callback writes all at the end.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -32,9 +34,17 @@ class PredictionLoop:
         self.feeds: list[Feed] | None = None
         self.several = False
         self.return_predictions = True
-        self.predictions: list[list[Any]] = []
+        self.current_batch_indices: list[int] = []
+        self.epoch_batch_indices: list[list[list[int]]] = []
         self.batch_progress = Progress()
+        self._outputs: list[list[Any]] = []
+        self._keeps = self._records = self._records_all = False
         self._warned = WarningCache()
+
+    @property
+    def predictions(self) -> list[Any]:
+        """The outputs by batch, on the CPU; with several loaders one such list for each. Empty if none are kept."""
+        return self._outputs if self.several or not self._outputs else self._outputs[0]
 
     def run(self) -> list[Any] | None:
         """One pass over all loaders, with the hooks around it.
@@ -46,7 +56,8 @@ class PredictionLoop:
         self.feeds, self.several = trainer.data.evaluation_feeds("predict", True)
         if not any(feed.num_batches for feed in self.feeds):
             return None
-        self.predictions = [[] for _ in self.feeds]
+        self._outputs = [[] for _ in self.feeds]
+        self.ask_writers()
         modes = [(part, part.training) for part in trainer.lightning_module.modules()]
         trainer.hooks.call("on_predict_model_eval")
         trainer.hooks.call("on_predict_start")
@@ -60,9 +71,24 @@ class PredictionLoop:
         trainer.hooks.call("on_predict_epoch_end")
         trainer.hooks.call("on_predict_end")
         restore_modes(modes)
+        self.epoch_batch_indices = []
         if not self.return_predictions:
+            self._outputs = []
             return None
-        return self.predictions if self.several else self.predictions[0]
+        return self.predictions
+
+    def ask_writers(self) -> None:
+        """Finds out what is to be kept for the callbacks that write predictions."""
+        from fulmen.callbacks.prediction_writer import BasePredictionWriter
+
+        writers = [callback for callback in self.trainer.callbacks if isinstance(callback, BasePredictionWriter)]
+        self._records = bool(writers)
+        self._records_all = any(writer.interval.on_epoch for writer in writers)
+        self._keeps = self.return_predictions or self._records_all
+        self.current_batch_indices = []
+        self.epoch_batch_indices = [[] for _ in self.feeds or ()]
+        for feed in self.feeds or () if writers else ():
+            feed.record_indices()
 
     def pass_over(self, loader: int, feed: Feed, step: Callable[..., Any]) -> None:
         """Predicts the batches of one loader."""
@@ -72,6 +98,8 @@ class PredictionLoop:
         counts = self.batch_progress.current
         for index, batch in enumerate(feed.start(trainer.current_epoch)):
             counts.ready += 1
+            if self._records:
+                self.note_indices(loader, feed)
             for call in hooks.on_predict_batch_start:
                 call(batch, index, *where)
             counts.started += 1
@@ -80,13 +108,26 @@ class PredictionLoop:
             counts.processed += 1
             if outputs is None:
                 self._warned.warn("`predict_step` returned None. If that is not meant, return the predictions.")
-            if self.return_predictions:
-                self.predictions[loader].append(move(outputs, torch.device("cpu")))
+            if self._keeps:
+                self._outputs[loader].append(move(outputs, torch.device("cpu")))
             for call in hooks.on_predict_batch_end:
                 call(outputs, batch, index, *where)
             counts.completed += 1
             if trainer.received_sigterm:
                 trainer.leave_on_signal()
+
+    def note_indices(self, loader: int, feed: Feed) -> None:
+        """Takes down which samples the batch under way holds."""
+        indices = feed.batch_indices
+        if indices is None:
+            self._warned.warn(
+                f"Which samples are in a batch is not known for the predict loader {type(feed.loaders).__name__}:"
+                " prediction writers get no `batch_indices`. They are known for a `DataLoader` over a map-style"
+                " dataset, with `in_order=True`."
+            )
+        elif self._records_all:
+            self.epoch_batch_indices[loader].append(indices)
+        self.current_batch_indices = indices or []
 
     def bind_step(self) -> Callable[..., Any]:
         """The step with its precision and strategy around it."""

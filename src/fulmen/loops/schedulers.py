@@ -78,7 +78,9 @@ class Schedulers:
             f"`{type(config.scheduler).__name__}` monitors {config.monitor!r}, which was not logged. Logged so far:"
             f' {sorted(metrics)}. Log it (`self.log({config.monitor!r}, ...)`), or change the scheduler\'s "monitor".'
         )
-        if config.strict:
+        if self.trainer.fit_loop.metrics_unknown:
+            message += " The checkpoint that this epoch goes on from holds no metrics; the scheduler is left as it is."
+        elif config.strict:
             raise MisconfigurationException(message)
         rank_zero_warn(message, category=RuntimeWarning)
         return None

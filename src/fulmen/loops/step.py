@@ -46,7 +46,7 @@ class Step:
         self.window = WeightedWindow()
         self._warned = WarningCache()
 
-    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Trains on one batch.
 
         Returns:
@@ -184,7 +184,7 @@ class AutomaticStep(Step):
         self.reports = bool(hooks.on_train_batch_end)
         self.always_syncs = self.strategy.world_size == 1
 
-    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Trains on one batch, and steps the optimizer if the window of accumulated batches closes with it."""
         if self.fit.closes:
             loss = self.gradient(batch, batch_idx)
@@ -232,10 +232,10 @@ class ClosureStep(AutomaticStep):
         self.loss: Tensor | None = None
         self.evaluated = False
 
-    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Trains on one batch; the optimizer calls back for the loss if the window closes with it."""
         if not self.fit.closes:
-            return super().__call__(batch, batch_idx)
+            return super().train(batch, batch_idx)
         self.evaluated = False
 
         def closure() -> Tensor | None:
@@ -280,7 +280,7 @@ class ManualStep(Step):
             optimizer.connect(run_step, self.count)
         self.run_backward = route_backward(self.strategy, super().backward, None)
 
-    def __call__(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Calls ``training_step``; what it returns is only passed on to the hooks."""
         self.book.page = self.page
         output = self.training_step(batch, batch_idx)

@@ -6,9 +6,9 @@ import time
 import pytest
 from rich.console import Console
 
-from fulmen.callbacks.progress_display import LineDisplay, Track, format_metrics, format_speed, format_time
-from fulmen.callbacks.rich_display import RichDisplay, default_columns
-from fulmen.callbacks.rich_progress import RichProgressBarTheme
+from fulmen.callbacks.progress.display import LineDisplay, Track, format_metrics, format_speed, format_time
+from fulmen.callbacks.progress.rich_display import RichDisplay, default_columns
+from fulmen.callbacks.progress.rich_progress import RichProgressBarTheme
 
 
 def epoch(number=0, total=100, **kwargs):

@@ -11,10 +11,10 @@ from rich.style import Style
 from rich.table import Column
 from rich.text import Text
 
-from fulmen.callbacks.progress_display import Track, format_metrics, format_speed, format_time
+from fulmen.callbacks.progress.display import Track, format_metrics, format_speed, format_time
 
 if TYPE_CHECKING:
-    from fulmen.callbacks.rich_progress import RichProgressBarTheme
+    from fulmen.callbacks.progress.rich_progress import RichProgressBarTheme
 
 __all__ = [
     "BatchesProcessedColumn",

@@ -10,8 +10,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fulmen.callbacks.progress_bar import ProgressBar, known_total
-from fulmen.callbacks.progress_display import Display, LineDisplay, Track
+from fulmen.callbacks.progress.progress_bar import ProgressBar, known_total
+from fulmen.callbacks.progress.display import Display, LineDisplay, Track
 from fulmen.errors import MisconfigurationException
 from fulmen.terminal import can_redraw, make_console
 
@@ -137,7 +137,7 @@ class RichProgressBar(ProgressBar):
         Returns:
             Columns of `rich.progress`. Fields of a task: `task.fields["metrics"]` is what `get_metrics` returned.
         """
-        from fulmen.callbacks.rich_display import default_columns
+        from fulmen.callbacks.progress.rich_display import default_columns
 
         return default_columns(self.theme)
 
@@ -373,7 +373,7 @@ class RichProgressBar(ProgressBar):
     def _new_display(self) -> Display:
         if not can_redraw(self._stream()) and not self._console_kwargs.get("force_terminal"):
             return LineDisplay(self._stream())
-        from fulmen.callbacks.rich_display import RichDisplay
+        from fulmen.callbacks.progress.rich_display import RichDisplay
 
         console = make_console(**self._console_kwargs)
         return RichDisplay(console, self.configure_columns(self.trainer), self._leave)
