@@ -1,14 +1,19 @@
-"""Checkpoints both ways: ``check_lightning_checkpoints.py PYTHON``, with the Python of an environment that has Lightning.
+"""Checkpoints both ways: ``check_lightning_checkpoints.py PYTHON``, a Python with Lightning installed.
 
-Each side trains for two epochs and keeps a checkpoint at each epoch's end and inside of it. Then each goes on from
-each of the other's, and has to end with the same counters, weights and learning rates as the run that was not
-interrupted. Only the public interface of Lightning is used. Exit code 1 when anything differs.
+Each side trains for three epochs and keeps checkpoints inside of each epoch, after its validation and at its end. Then
+each side goes on from each of these, and is compared with the run that was not interrupted: counters, weights and
+learning rates. Only the public interface of Lightning is used.
+
+Exit code 1 when fulmen does not end as the whole run from a checkpoint of either side, or when Lightning does worse
+from ours than from its own. What a file of Lightning does not hold cannot be made up: the step of a scheduler on a
+plateau that comes after the checkpoint of the epoch, or its metric.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -58,7 +63,9 @@ def define(package: Any, scenario: str) -> Any:
                 return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
             scheduler = schedulers.StepLR(optimizer, 2, gamma=0.5)
             interval = "step" if scenario == "by_step" else "epoch"
-            config = {"scheduler": scheduler} if scenario == "manual" else {"scheduler": scheduler, "interval": interval}
+            config = (
+                {"scheduler": scheduler} if scenario == "manual" else {"scheduler": scheduler, "interval": interval}
+            )
             return {"optimizer": optimizer, "lr_scheduler": config}
 
     return Net()
@@ -77,6 +84,9 @@ def train(side: str, scenario: str, directory: Path, ckpt_path: str | None) -> d
         keep = [
             callbacks.ModelCheckpoint(directory, "end-{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
             callbacks.ModelCheckpoint(directory, "inside-{step}", save_top_k=-1, every_n_train_steps=2),
+            callbacks.ModelCheckpoint(
+                directory, "validated-{step}", monitor="val_loss", save_top_k=-1, save_on_train_epoch_end=False
+            ),
         ]
     if scenario == "early_stopping":
         keep.append(callbacks.EarlyStopping("val_loss", patience=20))
@@ -123,34 +133,48 @@ def run(python: str, side: str, tasks: list[tuple[str, str, str | None]], direct
     return json.loads(file.with_suffix(".out").read_text())  # type: ignore[no-any-return]
 
 
-def same(one: dict[str, Any], other: dict[str, Any], exact_rates: bool = True) -> bool:
-    """Returns whether two runs came to the same; the two sides may compute on different versions of torch."""
-    if "error" in one or "error" in other or one["counters"] != other["counters"]:
-        return False
-    values = [[x for part in side["weights"] for x in part] + side["rates"] for side in (one, other)]
-    return all(abs(a - b) <= 1e-6 * max(1, abs(a)) for a, b in zip(*values, strict=True))
+def verdict(outcome: dict[str, Any], whole: dict[str, Any]) -> str:
+    """Compares two runs; the two sides may compute on different versions of torch."""
+    if "error" in outcome or "error" in whole:
+        return "fails"
+    values = [[x for part in side["weights"] for x in part] + side["rates"] for side in (outcome, whole)]
+    near = all(abs(a - b) <= 1e-6 * max(1, abs(a)) for a, b in zip(*values, strict=True))
+    return "equal" if near and outcome["counters"] == whole["counters"] else "differs"
 
 
 def compare(pythons: dict[str, str], directory: Path) -> int:
-    """Trains on both sides, crosses over, prints a line for each checkpoint; returns the number of differences."""
+    """Trains on both sides, crosses over, prints a line for each checkpoint; returns the number of failures."""
     whole = {}
     for side, python in pythons.items():
         tasks: list[tuple[str, str, str | None]] = [(name, str(directory / side / name), None) for name in SCENARIOS]
         whole[side] = dict(zip(SCENARIOS, run(python, side, tasks, directory), strict=True))
-    differing = 0
-    for name in SCENARIOS:
-        if not same(whole["fulmen"][name], whole["lightning"][name]):
-            differing += 1
-            print(f"{name}: the whole runs differ: {[whole[side][name] for side in pythons]}")
-    for written_by, read_by in (("fulmen", "lightning"), ("lightning", "fulmen"), ("fulmen", "fulmen")):
+    failures = [name for name in SCENARIOS if verdict(whole["fulmen"][name], whole["lightning"][name]) != "equal"]
+    for name in failures:
+        print(f"{name}: the whole runs differ: {[whole[side][name] for side in pythons]}")
+    verdicts: dict[tuple[str, str, str, str], str] = {}
+    for written_by, read_by in itertools.product(PACKAGES, PACKAGES):
         files = [(name, file) for name in SCENARIOS for file in sorted((directory / written_by / name).glob("*.ckpt"))]
         tasks = [(name, str(directory / "resumed"), str(file)) for name, file in files]
         for (name, file), outcome in zip(files, run(pythons[read_by], read_by, tasks, directory), strict=True):
-            equal = same(outcome, whole[written_by][name])
-            differing += not equal
-            difference = "" if equal else f": {outcome}, expected {whole[written_by][name]}"
-            print(f"{written_by} -> {read_by}, {name}, {file.name}: {'equal' if equal else 'DIFFERS'}{difference}")
-    return differing
+            found = verdicts[written_by, read_by, name, file.name] = verdict(outcome, whole[written_by][name])
+            print(f"{written_by} -> {read_by}, {name}, {file.name}: {found} {outcome.get('error', '')}".rstrip())
+    return len(failures) + sum(not acceptable(case, found, verdicts) for case, found in verdicts.items())
+
+
+def acceptable(case: tuple[str, str, str, str], found: str, verdicts: dict[tuple[str, str, str, str], str]) -> bool:
+    """Returns whether a verdict is what can be expected."""
+    written_by, read_by, name, file = case
+    if found == "equal" or (written_by, read_by) == ("lightning", "lightning"):
+        return True
+    if read_by == "fulmen":
+        return written_by == "lightning" and name == "plateau" and not file.startswith("inside")
+    # the last batch's checkpoint is taken after its validation by fulmen, and before it by Lightning
+    kinds = ("inside", "validated") if file.startswith("inside") else (file.partition("-")[0],)
+    own = {verdicts.get(("lightning", "lightning", name, f"{kind}-{file.partition('-')[2]}")) for kind in kinds}
+    accepted = found in own
+    if not accepted:
+        print(f"worse than from its own: {case}: {found}, {own}")
+    return accepted
 
 
 def main() -> int:
@@ -165,9 +189,9 @@ def main() -> int:
     if args.python is None:
         parser.error("name the Python of an environment with Lightning")
     with tempfile.TemporaryDirectory() as name:
-        differing = compare({"fulmen": sys.executable, "lightning": args.python}, Path(name).resolve())
-    print(f"{differing} differ" if differing else "all equal")
-    return 1 if differing else 0
+        failures = compare({"fulmen": sys.executable, "lightning": args.python}, Path(name).resolve())
+    print(f"{failures} failures" if failures else "as good as can be")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs of one framework for ``check_lightning_checkpoints.py``: ``checkpoint_runs.py FRAMEWORK JOBS.json RESULTS.pt``.
+"""Runs of one framework for ``checkpoint_matrix.py``: ``checkpoint_runs.py FRAMEWORK JOBS.json RESULTS.pt``.
 
 The same code trains with fulmen and with Lightning; only the import differs. A job is a whole run, a run that ends at a
 checkpoint ("first"), or one that goes on from it ("second"). Its record is what happened in each batch and validation,
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 EPOCHS, BATCHES, BATCH_SIZE = 4, 7, 4
 MIDDLE = 10  # the batches trained before the checkpoint in the middle of an epoch
-HALF = 2  # the epochs trained before the checkpoint at an epoch's end
+HALF = 2  # the epochs trained before the checkpoint of an epoch
 
 
 class Interrupted(Exception):
@@ -152,7 +152,7 @@ def parts(framework: Any, tape: list[Any]) -> SimpleNamespace:
 
         extra = 0
 
-        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
             self.extra += batch_idx
 
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -214,18 +214,16 @@ def parts(framework: Any, tape: list[Any]) -> SimpleNamespace:
             tape.append(("hparams", len(args[0])))
 
     class Stop(framework.Callback):
-        """Ends the run at the point where the checkpoint was taken."""
+        """Ends the run as soon as the checkpoint of a point has been taken."""
 
-        def __init__(self, point: str, batches: int) -> None:
-            self.point, self.batches = point, batches
+        def __init__(self, checkpoints: Path, point: str) -> None:
+            self.checkpoints, self.point = checkpoints, point
 
-        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-            if self.point == "middle" and trainer.current_epoch * BATCHES + batch_idx == self.batches:
+        def on_train_epoch_start(self, *arguments: Any) -> None:
+            if checkpoint_at(self.checkpoints, self.point) is not None:
                 raise Interrupted
 
-        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            if self.point == "epoch" and trainer.current_epoch == HALF:
-                raise Interrupted
+        on_train_batch_start = on_train_epoch_start
 
     return SimpleNamespace(Net=Net, Manual=Manual, WithExtras=WithExtras, Counting=Counting, Data=Data, Tape=Tape, Stop=Stop)
 
@@ -310,7 +308,7 @@ def run(framework: Any, job: dict[str, Any]) -> dict[str, Any]:
     )
     ends_here = part == "first" and point == "end"
     if part == "first" and not ends_here:
-        callbacks.append(own.Stop(point, batches))
+        callbacks.append(own.Stop(checkpoints, point))
     trainer = framework.Trainer(
         accelerator="cpu", max_epochs=HALF if ends_here else EPOCHS, logger=own.Tape(), log_every_n_steps=2,
         enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks, **scenario.get("trainer", {}),
@@ -327,15 +325,12 @@ def run(framework: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"tape": tape, "files": files, "resumed_from": resumed_from, "end": torch.load(folder / "end.ckpt", weights_only=False)}
 
 
-def checkpoint_at(folder: Path, scenario: str, point: str) -> Path:
-    """The file that a first half has left for its second."""
+def checkpoint_at(checkpoints: Path, point: str) -> Path | None:
+    """The file that a first half leaves for its second, None if it is not there yet."""
     if point == "end":
-        return folder / "end.ckpt"
+        return checkpoints.parent / "end.ckpt"
     pattern = "middle-step=*.ckpt" if point == "middle" else f"epoch={HALF - 1}-*.ckpt"
-    found = sorted((folder / "checkpoints").glob(pattern), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"{scenario}: no {pattern} in {folder / 'checkpoints'}")
-    return found[-1]
+    return next(iter(checkpoints.glob(pattern)), None)
 
 
 def do(framework: Any, job: dict[str, Any]) -> dict[str, Any]:
@@ -344,13 +339,12 @@ def do(framework: Any, job: dict[str, Any]) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     if job["part"] == "second":
         shutil.copytree(job["from"], folder)
-        job["resume"] = str(checkpoint_at(folder, job["scenario"], job["point"]))
+        job["resume"] = str(checkpoint_at(folder / "checkpoints", job["point"]))
     else:
         folder.mkdir(parents=True)
     record = run(framework, job)
     if job["part"] == "first":
         shutil.copytree(folder, job["to"])
-        record["start"] = torch.load(checkpoint_at(folder, job["scenario"], job["point"]), weights_only=False)
     return record
 
 

@@ -90,7 +90,22 @@ def test_an_integer_tensor_warns_once():
     with pytest.warns(UserWarning, match=r"'x'.*torch.int64; it is averaged as a float. Pass `value.float\(\)`"):
         writer.log("x", torch.tensor(3))
     writer.log("x", torch.tensor(4))  # a second warning would be an error
-    assert writer.book.step_metrics("train")["x"].dtype is torch.float32
+    kept = writer.book.step_metrics("train")["x"]
+    assert (type(kept), kept) == (float, 4.0)
+    assert writer.book.callback_metrics["x"].dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_dictionaries_hold_tensors_of_the_precision_that_was_logged(dtype):
+    writer = Writer()
+    value = torch.tensor(0.1, dtype=dtype)
+    writer.log("x", value, **BOTH)
+    writer.epoch()
+    published = torch.promote_types(dtype, torch.float32)
+    for metrics in (writer.book.callback_metrics, writer.book.logged_metrics):
+        assert {"x_step", "x_epoch"} <= metrics.keys()
+        for kept in metrics.values():
+            assert (kept.dtype, kept.item()) == (published, value.item())
 
 
 def test_changing_a_value_afterwards_does_not_change_what_was_logged():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fulmen.book import Page, resolve
-from fulmen.entry import BLOCK, Entry, Options, combine, own_scalar, reduction_of
+from fulmen.entry import BLOCK, Entry, Options, combine, own_scalar, reduction_of, scalar_copy
 from fulmen.errors import MisconfigurationException
 
 NUMBERS = st.floats(-1000, 1000, width=32)
@@ -74,7 +74,7 @@ def test_so_many_values_are_kept_and_no_more():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_accumulated_in_float32(dtype):
     count = 5000  # in bfloat16 a sum of ones ends at 256, in float16 at 2048
-    result = logged([own_scalar("x", torch.ones((), dtype=dtype))] * count, [1] * count, "sum")
+    result = logged([scalar_copy(torch.ones((), dtype=dtype))] * count, [1] * count, "sum")
     assert result.dtype is torch.float32
     assert result == count
 
@@ -173,23 +173,67 @@ def test_unknown_reductions_are_refused(unknown):
         (torch.tensor([[3.0]]), torch.float32),
     ],
 )
-def test_what_is_kept_is_a_float_scalar_of_its_own(value: Tensor, dtype: torch.dtype):
-    before = float(value)
-    kept = own_scalar("x", value)
+def test_a_copy_is_a_float_scalar_of_its_own(value: Tensor, dtype: torch.dtype):
+    before, value = float(value), value.clone()  # the parameter itself stays as it is
+    kept = scalar_copy(value)
     assert kept.dtype is dtype
     assert kept.shape == ()
     value.zero_()
     assert float(kept) == before
 
 
-def test_the_graph_is_not_kept():
+def test_a_copy_has_no_graph():
     value = (torch.ones((), requires_grad=True) * 2).reshape(1)
-    kept = own_scalar("x", value)
+    kept = scalar_copy(value)
     assert not kept.requires_grad
     assert kept.grad_fn is None
 
 
+@pytest.mark.parametrize("reduce_fx", ["mean", "sum", "min", "max"])
+def test_copies_are_reduced_to_a_tensor_without_graph(reduce_fx):
+    parameter = torch.ones((), requires_grad=True)
+    entry = make_entry(reduce_fx)
+    for _ in range(BLOCK + 1):
+        entry.add(scalar_copy(parameter * 2), 1)
+    entry.fold()
+    assert entry.pending == []
+    result = entry.compute()
+    assert isinstance(result, Tensor)
+    assert not result.requires_grad
+    assert result == (2 * (BLOCK + 1) if reduce_fx == "sum" else 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+def test_elsewhere_than_on_the_cpu_a_copy_is_kept_there(dtype):
+    kept = own_scalar("x", torch.ones(1, dtype=dtype, device="meta"))
+    assert isinstance(kept, Tensor)
+    assert (kept.device.type, kept.dtype, kept.shape) == ("meta", torch.float32, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (torch.tensor(3), 3.0),
+        (torch.tensor(True), 1.0),
+        (torch.tensor(3, dtype=torch.uint8), 3.0),
+        (torch.tensor(1.5, dtype=torch.float16), 1.5),
+        (torch.tensor(1.5, dtype=torch.bfloat16), 1.5),
+        (torch.tensor([[1.5]]), 1.5),
+        (torch.tensor(0.1, dtype=torch.float64), 0.1),
+        (torch.tensor(1 + 1e-12, dtype=torch.float64), 1 + 1e-12),
+        (torch.ones((), requires_grad=True) * 2, 2.0),
+    ],
+)
+def test_on_the_cpu_the_number_is_kept(value: Tensor, number: float):
+    value = value.clone()
+    kept = own_scalar("x", value)
+    assert type(kept) is float
+    value.detach().zero_()
+    assert kept == number
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("shape", [(2,), (0,), (1, 3)])
-def test_more_than_one_element_is_refused(shape):
+def test_more_than_one_element_is_refused(shape, device):
     with pytest.raises(ValueError, match=rf"'x'.*shape \({shape[0]},.*value.mean\(\)"):
-        own_scalar("x", torch.ones(shape))
+        own_scalar("x", torch.ones(shape, device=device))

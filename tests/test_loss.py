@@ -108,3 +108,23 @@ def test_gradients_are_corrected_before_they_are_seen_and_clipped():
     whole = Weighted()
     (whole.layer(inputs).squeeze(1).pow(2) * weights).sum().div(weights.sum()).backward()
     torch.testing.assert_close(seen[0], whole.layer.weight.grad)
+
+
+def test_the_logged_mean_is_weighted_likewise():
+    class Logging(Weighted):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    batches = batches_of([2, 5, 1])
+    trainer = Trainer(**QUIET)
+    trainer.fit(model := Logging(), Ready(batches))
+    inputs, weights = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    expected = (model.layer(inputs).squeeze(1).pow(2) * weights).sum() / weights.sum()
+    torch.testing.assert_close(trainer.callback_metrics["loss_epoch"].double(), expected.detach(), rtol=1e-6, atol=0)
+    last = Loss(*((model.layer(batches[-1][0]).squeeze(1).pow(2) * batches[-1][1]).sum(), batches[-1][1].sum())).mean
+    torch.testing.assert_close(trainer.callback_metrics["loss_step"].double(), last.detach(), rtol=1e-6, atol=0)

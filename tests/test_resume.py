@@ -400,7 +400,7 @@ def test_an_interrupted_save_leaves_the_older_file(tmp_path: Path) -> None:
     before = path.read_bytes()
     module.on_save_checkpoint = lambda checkpoint: checkpoint.update(bad=Full())  # type: ignore[method-assign]
     trainer.recompile_hooks()
-    with pytest.raises(OSError, match="An earlier file of that name is unchanged. Free space"):
+    with pytest.raises(OSError, match=r"An earlier file of that name is unchanged\. Free space"):
         trainer.save_checkpoint(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]

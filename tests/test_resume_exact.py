@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Sequ
 import fulmen
 from fulmen.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from fulmen.loggers import Logger
-from fulmen.errors import PossibleUserWarning
 
 SIZE, BATCH, EPOCHS = 10, 2, 3
 BATCHES = SIZE // BATCH

@@ -16,7 +16,7 @@ import pytest
 
 from fulmen.signals import Signals
 
-SCRIPT = '''
+SCRIPT = """
 import logging, signal, sys, time, warnings
 import torch
 from torch.utils.data import DataLoader
@@ -40,7 +40,7 @@ class Net(fulmen.LightningModule):
         self.layer = torch.nn.Linear(2, 1)
     def wait(self, batch_idx):
         say("batch", batch_idx)
-        time.sleep(0.4 if batch_idx == 1 else 0)
+        time.sleep(0.4 if batch_idx == 1 and mode != "starving" else 0)
         if mode == "endless" and batch_idx == 1:
             while True: time.sleep(0.05)
         say("done", batch_idx)
@@ -65,8 +65,15 @@ class Telling(fulmen.Callback):
     def on_train_end(self, trainer, module):
         say("train end")
 
-workers = 2 if mode == "workers" else 0
-data = DataLoader(torch.ones(6, 2), num_workers=workers)
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, index):
+        time.sleep(3 if index > 1 else 0)
+        return torch.ones(2)
+
+workers = 2 if mode in ("workers", "starving") else 0
+data = DataLoader(Slow() if mode == "starving" else torch.ones(6, 2), num_workers=workers)
 trainer = fulmen.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
                          enable_progress_bar=False, enable_model_summary=False, callbacks=[Telling()])
 before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -78,7 +85,7 @@ except BaseException as error:
     say("handlers back", before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)))
     raise
 say("ended")
-'''
+"""
 
 
 class Child:
@@ -180,6 +187,17 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_as_well(start: Any) -> None:
     assert child.end() == 1
     assert child.lines[-3:] == ["told KeyboardInterrupt 2", "raised SystemExit 1", "handlers back True"]
     assert child.errors.count("Press it again to leave at once") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_that_ends_the_workers_first(start: Any) -> None:
+    """A batch system tells all processes; the run may be waiting for a batch that will never come."""
+    child = start(mode="starving")
+    child.wait_for("done 1")
+    time.sleep(0.2)
+    os.killpg(child.process.pid, signal.SIGTERM)
+    assert child.end() == 143
+    assert child.lines[-2:] == ["raised SIGTERMException 143", "handlers back True"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""An error in the user's code looks like one: its own type and message, the user's line last, and hardly a line of ours."""
+"""An error in the user's code looks like one: its own type and message, the user's line last, hardly a line of ours."""
 
 from __future__ import annotations
 
@@ -145,12 +145,18 @@ CALLBACK_HOOKS = [
 
 PLACES: dict[str, tuple[Callable[[], Any], str]] = {
     **{f"module {name}": (lambda name=name: fit(with_method(Net, name)), note) for name, note in MODULE_HOOKS.items()},
-    **{f"callback {name}": (lambda name=name: fit(Net(), with_method(fulmen.Callback, name)), "") for name in CALLBACK_HOOKS},
+    **{
+        f"callback {name}": (lambda name=name: fit(Net(), with_method(fulmen.Callback, name)), "")
+        for name in CALLBACK_HOOKS
+    },
     "dataset": (lambda: fit(Net(), data=Data(broken=True)), "During fit: epoch 0, after batch 0, global step 1."),
     "a layer": (fit_with_layer, IN_FIT + "0."),
     "an autograd function": (fit_with_loss, IN_FIT + "0."),
     "an optimizer": (lambda: fit(WithOptimizer()), IN_FIT + "0."),
-    "sanity check": (lambda: fit(with_method(Net, "validation_step"), num_sanity_val_steps=2), "During fit: sanity_check"),
+    "sanity check": (
+        lambda: fit(with_method(Net, "validation_step"), num_sanity_val_steps=2),
+        "During fit: sanity_check",
+    ),
     "validate": (
         lambda: make_trainer().validate(with_method(Net, "validation_step"), DataLoader(Data())),
         "During validate: validate, epoch 0",
@@ -160,7 +166,7 @@ PLACES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: make_trainer().predict(with_method(Net, "predict_step"), DataLoader(Data())),
         "During predict: predict",
     ),
-}  # fmt: skip
+}
 
 
 def frames_of(error: BaseException) -> list[traceback.FrameSummary]:

@@ -1,4 +1,4 @@
-"""Errors teach: for each mistake that is easily made, the exception says what was given, what is possible, what to type.
+"""Errors teach: for each mistake that is easily made, the exception says what was given, what can be, what to type.
 
 One row is one mistake: how it is made, the exception, and what its message has to say.
 """
@@ -115,15 +115,27 @@ Misconfigured = MisconfigurationException
 Row = tuple[Callable[[], Any], type[Exception], list[str]]
 
 ARGUMENTS: dict[str, Row] = {
-    "max_epochs=-2": (lambda: Trainer(max_epochs=-2), Misconfigured, [r"max_epochs=-2", "at least 0", "-1 for no limit"]),
+    "max_epochs=-2": (
+        lambda: Trainer(max_epochs=-2),
+        Misconfigured,
+        [r"max_epochs=-2", "at least 0", "-1 for no limit"],
+    ),
     "max_steps=-5": (lambda: Trainer(max_steps=-5), Misconfigured, [r"max_steps=-5", "-1 for no limit"]),
-    "accumulate 0": (lambda: Trainer(accumulate_grad_batches=0), Misconfigured, [r"accumulate_grad_batches=0", "at least 1"]),
+    "accumulate 0": (
+        lambda: Trainer(accumulate_grad_batches=0),
+        Misconfigured,
+        [r"accumulate_grad_batches=0", "at least 1"],
+    ),
     "accumulate schedule": (
         lambda: Trainer(accumulate_grad_batches={0: 2}),  # type: ignore[arg-type]
         Misconfigured,
         ["accumulate_grad_batches={0: 2}", "GradientAccumulationScheduler"],
     ),
-    "limit 1.5": (lambda: Trainer(limit_train_batches=1.5), Misconfigured, ["limit_train_batches=1.5", "an int", "0.0 to 1.0"]),
+    "limit 1.5": (
+        lambda: Trainer(limit_train_batches=1.5),
+        Misconfigured,
+        ["limit_train_batches=1.5", "an int", "0.0 to 1.0"],
+    ),
     "interval 1.5": (lambda: Trainer(val_check_interval=1.5), Misconfigured, ["val_check_interval=1.5", "DD:HH:MM:SS"]),
     "interval over epochs": (
         lambda: Trainer(val_check_interval=0.5, check_val_every_n_epoch=None),
@@ -132,37 +144,69 @@ ARGUMENTS: dict[str, Row] = {
     ),
     "fast_dev_run -1": (lambda: Trainer(fast_dev_run=-1), Misconfigured, ["fast_dev_run=-1", "True"]),
     "clip 'norm'": (lambda: Trainer(gradient_clip_val="1"), TypeError, ["gradient_clip_val='1'", "a number or None"]),  # type: ignore[arg-type]
-    "clip algorithm": (lambda: Trainer(gradient_clip_algorithm="l2"), Misconfigured, ["algorithm='l2'", "'norm' or 'value'"]),
+    "clip algorithm": (
+        lambda: Trainer(gradient_clip_algorithm="l2"),
+        Misconfigured,
+        ["algorithm='l2'", "'norm' or 'value'"],
+    ),
     "accelerator": (lambda: Trainer(accelerator="gpus"), ValueError, ["gpus", "'?cpu'?"]),
     "strategy": (lambda: Trainer(accelerator="cpu", strategy="dpp"), ValueError, ["dpp", "ddp|auto"]),
     "precision": (lambda: Trainer(accelerator="cpu", precision="fp16"), ValueError, ["fp16", "16-mixed"]),
-    "devices": (lambda: Trainer(accelerator="cpu", devices="all of them"), TypeError, ["'all of them'", "an int > 0", "devices=1"]),
-    "barebones": (lambda: Trainer(barebones=True, logger=True), ValueError, ["barebones=True", "logger=True", "[Ll]eave"]),
+    "devices": (
+        lambda: Trainer(accelerator="cpu", devices="all of them"),
+        TypeError,
+        ["'all of them'", "an int > 0", "devices=1"],
+    ),
+    "barebones": (
+        lambda: Trainer(barebones=True, logger=True),
+        ValueError,
+        ["barebones=True", "logger=True", "[Ll]eave"],
+    ),
     "unknown argument": (lambda: Trainer(gpus=2), TypeError, ["gpus"]),  # type: ignore[call-arg]
-    "a callback's class": (lambda: quiet(callbacks=[Counting]), Misconfigured, ["the class Counting", r"write `Counting\(\)`"]),
-    "two of one key": (lambda: quiet(callbacks=[Counting(), Counting()]), RuntimeError, ["'Counting'", "state_key", "return f"]),
+    "a callback's class": (
+        lambda: quiet(callbacks=[Counting]),
+        Misconfigured,
+        ["the class Counting", r"write `Counting\(\)`"],
+    ),
+    "two of one key": (
+        lambda: quiet(callbacks=[Counting(), Counting()]),
+        RuntimeError,
+        ["'Counting'", "state_key", "return f"],
+    ),
     "two bars": (
         lambda: quiet(callbacks=[RichProgressBar(), RichProgressBar()], enable_progress_bar=True),
         Misconfigured,
         ["2 progress bars", "RichProgressBar, RichProgressBar", "Keep one"],
     ),
-    "a bar that is off": (lambda: quiet(callbacks=[RichProgressBar()]), Misconfigured, ["enable_progress_bar=False", "Remove one"]),
+    "a bar that is off": (
+        lambda: quiet(callbacks=[RichProgressBar()]),
+        Misconfigured,
+        ["enable_progress_bar=False", "Remove one"],
+    ),
     "a checkpoint that is off": (
         lambda: quiet(callbacks=[ModelCheckpoint()]),
         Misconfigured,
         ["enable_checkpointing=False", "Remove one"],
     ),
-}  # fmt: skip
+}
 
 ENTRY: dict[str, Row] = {
-    "no training_step": (lambda: fit(lacking("training_step")), Misconfigured, ["`training_step`", "`Own`", r"def training_step\(self"]),
+    "no training_step": (
+        lambda: fit(lacking("training_step")),
+        Misconfigured,
+        ["`training_step`", "`Own`", r"def training_step\(self"],
+    ),
     "no configure_optimizers": (
         lambda: fit(lacking("configure_optimizers")),
         Misconfigured,
         ["`configure_optimizers`", "return torch.optim.AdamW"],
     ),
     "no test_step": (lambda: quiet().test(Net(), loader()), Misconfigured, ["`test_step`", r"def test_step\(self"]),
-    "no train data": (lambda: quiet().fit(Net()), Misconfigured, ["no train data", "Pass dataloaders", "train_dataloader"]),
+    "no train data": (
+        lambda: quiet().fit(Net()),
+        Misconfigured,
+        ["no train data", "Pass dataloaders", "train_dataloader"],
+    ),
     "no val data": (lambda: quiet().validate(Net()), Misconfigured, ["no val data", "val_dataloader"]),
     "loader is None": (
         lambda: quiet().fit(having(train_dataloader=lambda self: None)),
@@ -172,14 +216,22 @@ ENTRY: dict[str, Row] = {
     "loader is a number": (lambda: fit(train=3), TypeError, ["3 of type int", "not iterable", r"DataLoader\(dataset"]),
     "a class": (lambda: fit(Net), TypeError, ["the class Net", r"`Net\(\.\.\.\)`"]),
     "a plain module": (lambda: fit(nn.Linear(2, 1)), TypeError, ["Linear", r"class Task\(fulmen.LightningModule\)"]),
-    "a module of another package": (lambda: fit(of_another_package()), TypeError, ["another package", "from fulmen import Lightning"]),
+    "a module of another package": (
+        lambda: fit(of_another_package()),
+        TypeError,
+        ["another package", "from fulmen import Lightning"],
+    ),
     "no module": (lambda: quiet().validate(), TypeError, ["without a model", r"trainer.validate\(model\)"]),
     "data twice": (
         lambda: quiet().fit(Net(), loader(), datamodule=Data()),
         Misconfigured,
         ["dataloaders and a datamodule", "Pass one"],
     ),
-    "no datamodule": (lambda: quiet().fit(Net(), datamodule=loader()), TypeError, ["given DataLoader", "`LightningDataModule`"]),
+    "no datamodule": (
+        lambda: quiet().fit(Net(), datamodule=loader()),
+        TypeError,
+        ["given DataLoader", "`LightningDataModule`"],
+    ),
     "a hook of 1.x": (
         lambda: fit(having(validation_epoch_end=lambda self, outputs: None)),
         NotImplementedError,
@@ -205,10 +257,14 @@ ENTRY: dict[str, Row] = {
         (RuntimeError, Misconfigured),  # type: ignore[dict-item]
         ["automatic_optimization = False"],
     ),
-}  # fmt: skip
+}
 
 INTERVALS: dict[str, Row] = {
-    "beyond the epoch": (lambda: fit(val_check_interval=5), ValueError, ["val_check_interval=5", "4 training batches", "every_n_epoch=None"]),
+    "beyond the epoch": (
+        lambda: fit(val_check_interval=5),
+        ValueError,
+        ["val_check_interval=5", "4 training batches", "every_n_epoch=None"],
+    ),
     "fraction of what is not known": (
         lambda: fit(train=DataLoader(Stream()), val_check_interval=0.5),
         Misconfigured,
@@ -219,8 +275,12 @@ INTERVALS: dict[str, Row] = {
         Misconfigured,
         ["limit_train_batches=0.5", "length", "limit_train_batches=10"],
     ),
-    "a limit that leaves nothing": (lambda: fit(limit_train_batches=0.1), Misconfigured, ["0.1` of 4 batches", "leaves none", "0.25"]),
-}  # fmt: skip
+    "a limit that leaves nothing": (
+        lambda: fit(limit_train_batches=0.1),
+        Misconfigured,
+        ["0.1` of 4 batches", "leaves none", "0.25"],
+    ),
+}
 
 LOSSES: dict[str, Row] = {
     "a number": (
@@ -280,7 +340,9 @@ def test_what_the_message_says(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     message = str(raised.value)
     assert [part for part in parts if not re.search(part, message)] == [], message
     assert not re.search(r"\S  +\S", message), "joined with two spaces"
-    assert not list(tmp_path.iterdir()), "nothing is written before the mistake is seen" if "monitor" not in name else ""
+    assert not list(tmp_path.iterdir()), (
+        "nothing is written before the mistake is seen" if "monitor" not in name else ""
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other rules for paths")

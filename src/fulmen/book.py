@@ -2,7 +2,8 @@
 
 A book has a page for each hook (and, in evaluation over several loaders, for each loader); on a page each name has one
 entry. Logging appends to an entry and never synchronises with the device: values on a device stay there, are folded
-together in blocks, and become Python numbers only when a logger or the progress bar is due, all in one copy.
+together in blocks, and become Python numbers only when a logger or the progress bar is due, all in one copy. Values on
+the CPU, where reading waits for nothing, become numbers at once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fulmen.entry import Entry, MetricEntry, Options, Resolved, is_metric, own_scalar, reduction_of
+from fulmen.entry import (
+    Entry,
+    MetricEntry,
+    Options,
+    Resolved,
+    is_metric,
+    own_scalar,
+    reduction_of,
+    weighted_scalar,
+)
 from fulmen.errors import MisconfigurationException
 from fulmen.hooks import LOG_RULES, LogRule
+from fulmen.loss import Loss
 from fulmen.ranks import WarningCache, rank_zero_warn
 from fulmen.tree import batch_size_of
 
@@ -56,7 +67,7 @@ class Book:
         self._pages: dict[tuple[str, int | None], Page] = {}
         self._phases: dict[str, list[Entry]] = {"train": [], "validate": [], "test": []}
         self._callback: dict[str, Tensor] = {}
-        self._logged: dict[str, Any] = {}
+        self._logged: dict[str, Tensor] = {}
         self._progress_bar: dict[str, Any] = {}
         self._cache = WarningCache()
 
@@ -69,6 +80,8 @@ class Book:
             entry = self._open_entry(name, value, Options(*options))
         if isinstance(value, Tensor):
             value = own_scalar(name, value)
+        elif isinstance(value, Loss):
+            value, batch_size = weighted_scalar(name, value)
         elif type(value) is not float:
             value = self._other_value(name, value, entry)
         if entry.on_epoch:
@@ -141,6 +154,8 @@ class Book:
                 " Pass `value.float()` to say so."
             )
         entry = self._new_entry(name, value, options, resolved)
+        if isinstance(value, Tensor) and value.dtype is torch.float64:
+            entry.dtype = torch.float64
         page[name] = entry
         self._phases[page.phase].append(entry)
         return entry
@@ -215,10 +230,11 @@ class Book:
         due.sort(key=lambda pair: pair[1].stamp)
         for phase, entry in due:
             entry.published = entry.stamp
+            value = self._tensor(entry.value, entry.dtype)
             if phase == "train":
-                self._callback[entry.key] = self._callback[entry.step_key] = self._tensor(entry.value)
+                self._callback[entry.key] = self._callback[entry.step_key] = value
             if entry.logger:
-                self._logged[entry.step_key] = entry.value
+                self._logged[entry.step_key] = value
             if entry.prog_bar:
                 self._progress_bar[entry.step_key] = entry.value
 
@@ -233,12 +249,12 @@ class Book:
         for entry in due:
             if not entry.closed:
                 entry.result = entry.compute()
-            value = entry.result
-            self._callback[entry.key] = self._callback[entry.epoch_key] = self._tensor(value)
+            value = self._tensor(entry.result, entry.dtype)
+            self._callback[entry.key] = self._callback[entry.epoch_key] = value
             if entry.logger:
                 self._logged[entry.epoch_key] = value
             if entry.prog_bar:
-                self._progress_bar[entry.epoch_key] = value
+                self._progress_bar[entry.epoch_key] = entry.result
         return due
 
     def end_loader(self, phase: str) -> None:
@@ -295,12 +311,9 @@ class Book:
         return self._callback
 
     @property
-    def logged_metrics(self) -> dict[str, Any]:
+    def logged_metrics(self) -> dict[str, Tensor]:
         """What goes to the loggers, up to this moment."""
         self._catch_up()
-        for key, value in self._logged.items():
-            if not isinstance(value, Tensor):
-                self._logged[key] = self._tensor(value)
         return self._logged
 
     @property
@@ -312,8 +325,9 @@ class Book:
         self._progress_bar = dict(to_scalars(self._progress_bar))
         return self._progress_bar
 
-    def _tensor(self, value: Any) -> Tensor:
-        return value if isinstance(value, Tensor) else torch.tensor(float(value), device=self.device)
+    def _tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        # filled on the device, since a copy to it would wait for it
+        return value if isinstance(value, Tensor) else torch.full((), float(value), dtype=dtype, device=self.device)
 
 
 class SilentBook(Book):

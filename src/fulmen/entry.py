@@ -1,6 +1,7 @@
 """One entry of the book: what ``self.log`` was told about a name, and the values under it on their way to the epoch's.
 
-Values on a device stay there. They are kept, and folded together in blocks; nothing here reads one.
+Values on a device stay there. They are kept, and folded together in blocks; nothing here reads one. Values on the CPU
+are read at once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fulmen.errors import MisconfigurationException
+from fulmen.loss import Loss
 
 #: So many values are kept before they are folded into one.
 BLOCK = 64
@@ -73,12 +75,14 @@ class Entry:
         stamp: Number of the batch in which it was last written; -1 if nothing was since ``clear``.
         published: The stamp of the value that the dictionaries have.
         value: What was written last: a tensor or a float; None for a metric without a value of its own for the batch.
+        dtype: The dtype under which a float is published.
         result: The epoch's value as it was published last.
         closed: Whether ``result`` is final, because its loader is through.
     """
 
     __slots__ = (
         "closed",
+        "dtype",
         "epoch_key",
         "key",
         "loader",
@@ -110,6 +114,7 @@ class Entry:
         self.on_step, self.on_epoch = resolved.on_step, resolved.on_epoch
         self.prog_bar, self.logger = resolved.prog_bar, resolved.logger
         self.loader = loader
+        self.dtype = torch.float32
         self.weighted = resolved.reduction == "mean"
         self.reduction = "sum" if self.weighted else resolved.reduction
         self.value: Any = None
@@ -155,7 +160,10 @@ class Entry:
         self.fold()
         if not self.weighted:
             return self.total
-        return self.total / self.weight if self.weight else self.total * math.nan
+        # a weight on a device is not asked whether it is zero: the division gives nan for it
+        if isinstance(self.weight, Tensor) or self.weight:
+            return self.total / self.weight
+        return self.total * math.nan
 
     def close(self) -> None:
         """Makes ``result`` final."""
@@ -214,8 +222,10 @@ def reduction_of(reduce_fx: Any) -> str:
 def reduce_tensors(pairs: list[tuple[Tensor, float]], reduction: str) -> Tensor:
     """One tensor from values and their weights; weights count in sums only."""
     values, weights = zip(*pairs, strict=True)
-    common = weights[0]
-    if weights.count(common) < len(weights):
+    common: Any = weights[0]
+    if any(isinstance(weight, Tensor) for weight in weights):
+        values, common = tuple(value * weight for value, weight in pairs), 1
+    elif weights.count(common) < len(weights):
         # as scalar arguments, since a tensor of weights would have to be copied to the device
         values, common = torch._foreach_mul(values, weights), 1
     try:
@@ -254,6 +264,12 @@ def own_scalar(name: str, value: Tensor) -> Tensor | float:
             f" Reduce it: `self.log({name!r}, value.mean())`."
         )
     return float(value.item()) if value.is_cpu else scalar_copy(value)
+
+
+def weighted_scalar(name: str, loss: Loss) -> tuple[Tensor | float, Any]:
+    """The mean of a loss, and the weight it has in the mean of an epoch."""
+    weight = own_scalar(name, loss.weight) if isinstance(loss.weight, Tensor) else loss.weight
+    return own_scalar(name, loss.mean), weight
 
 
 def scalar_copy(value: Tensor) -> Tensor:

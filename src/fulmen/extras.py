@@ -15,6 +15,7 @@ _EXTRAS = {
     "jsonargparse": "cli",
     "sklearn": "demo",
     "tensorboard": "tensorboard",
+    "tqdm": "tqdm",
     "psutil": "stats",
 }
 # import name -> name on the package index, where the two differ

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fulmen.callback import Callback
 from fulmen.fabric.strategies.base import overrides as strategy_overrides
+from fulmen.loops.draws import with_drawn_batch
+from fulmen.loops.signature import takes_dataloader_iter
 from fulmen.ranks import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -133,6 +135,9 @@ class HookTable:
 
         def __getattr__(self, name: str) -> Calls: ...
 
+    skipper: int = -1
+    """Place of the module among ``on_train_batch_start``: only its -1 skips the rest of the epoch."""
+
     def __init__(self) -> None:
         for hook in HOOKS:
             setattr(self, hook.name, ())
@@ -141,6 +146,10 @@ class HookTable:
         """Calls everyone who listens on ``name``. For the hooks outside the batch loop."""
         for listener in getattr(self, name):
             listener(*arguments)
+
+    def may_skip(self, listener: Callable[..., Any]) -> bool:
+        """Whether the epoch ends when this listener on ``on_train_batch_start`` returns -1."""
+        return self.on_train_batch_start.index(listener) == self.skipper
 
 
 def compile_hooks(trainer: Trainer, module: LightningModule) -> HookTable:
@@ -151,7 +160,20 @@ def compile_hooks(trainer: Trainer, module: LightningModule) -> HookTable:
         listeners = [bound for _, bound in _listeners(hook, trainer, module)]
         if listeners:
             setattr(table, hook.name, (trainer.book.opener(hook.name), *listeners))
+    own = module.on_train_batch_start
+    if own in table.on_train_batch_start:
+        table.skipper = table.on_train_batch_start.index(own)
+    _give_drawn_batches(table, module)
     return table
+
+
+def _give_drawn_batches(table: HookTable, module: LightningModule) -> None:
+    """Where a step draws its batches itself, the hooks around it get the one drawn last."""
+    for step in ("training_step", "validation_step", "test_step", "predict_step"):
+        if takes_dataloader_iter(getattr(module, step)):
+            stage = step.removesuffix("ing_step").removesuffix("_step")
+            for name in (f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
+                setattr(table, name, tuple(partial(with_drawn_batch, call) for call in getattr(table, name)))
 
 
 def describe_hooks(trainer: Trainer, module: LightningModule) -> list[tuple[Hook, list[str]]]:

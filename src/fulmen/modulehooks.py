@@ -31,6 +31,10 @@ class ModuleHooks:
 
     def configure_model(self) -> None:
         """Creates (large) submodules, on the right device and with the right dtype; may be called more than once."""
+        self.configure_sharded_model()
+
+    def configure_sharded_model(self) -> None:
+        """The former name of ``configure_model``; deprecated."""
 
     def configure_optimizers(self) -> Any:
         """Returns the optimizer, and the schedulers if there are any.

@@ -26,12 +26,8 @@ def choose(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
     if ckpt_path is None:
         if trainer.user_ckpt_path is not None:
             ckpt_path = trainer.user_ckpt_path
-        elif asked == "fit" and not trainer.fast_dev_run and _saves_on_exception(trainer):
-            rank_zero_warn(
-                "`Trainer.fit()` with an `OnExceptionCheckpoint` goes on from the last checkpoint, if there is one."
-                ' Write `ckpt_path="last"` to say so.'
-            )
-            ckpt_path = "last"
+        elif asked == "fit" and _saves_on_exception(trainer):
+            return _after_exception(trainer)
         elif asked != "fit" and not model_given:
             rank_zero_warn(
                 f"`Trainer.{asked}()` without a model and without `ckpt_path` takes the best checkpoint of the last"
@@ -74,17 +70,32 @@ def best(trainer: Trainer) -> str:
 
 def last(trainer: Trainer) -> str | None:
     """The newest of the "last" checkpoints in the directories of the checkpoint callbacks."""
-    found = [path for callback in trainer.checkpoint_callbacks for path in last_files(callback, trainer)]
-    if not found:
+    path = _newest_last(trainer)
+    if path is None:
         rank_zero_warn('`ckpt_path="last"`: there is no last checkpoint (yet). Training starts from the beginning.')
-        return None
-    return max(found, key=os.path.getmtime)
+    return path
+
+
+def _newest_last(trainer: Trainer) -> str | None:
+    found = [path for callback in trainer.checkpoint_callbacks for path in last_files(callback, trainer)]
+    return max(found, key=os.path.getmtime) if found else None
 
 
 def _saves_on_exception(trainer: Trainer) -> bool:
     from fulmen.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
 
     return any(isinstance(callback, OnExceptionCheckpoint) for callback in trainer.callbacks)
+
+
+def _after_exception(trainer: Trainer) -> str | None:
+    """What a fit with an ``OnExceptionCheckpoint`` goes on from without being asked to; says so."""
+    path = None if trainer.fast_dev_run else _newest_last(trainer)
+    if path is not None:
+        rank_zero_warn(
+            f"`Trainer.fit()` with an `OnExceptionCheckpoint` goes on from the last checkpoint, {path}. Write"
+            ' `ckpt_path="last"` to say so.'
+        )
+    return path
 
 
 def last_files(callback: Any, trainer: Trainer) -> list[str]:

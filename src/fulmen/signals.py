@@ -52,6 +52,10 @@ class Signals:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
+    def killed_worker(self, error: BaseException) -> bool:
+        """Whether ``error`` is torch's about a loader's worker that the SIGTERM of this run has reached as well."""
+        return self.sigterm and isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
     def _install(self, number: signal.Signals, handler: Any) -> None:
         self._before[number] = signal.getsignal(number)
         signal.signal(number, handler)

@@ -103,7 +103,7 @@ def dump_fit(fit: FitLoop, manual: bool) -> dict[str, Any]:
     """Progress of the fit loop, in Lightning's layout."""
     steps, steps_in_epoch = fit.global_step, fit.global_step - fit.step_at_epoch_start
     automatic = (0, 0) if manual else (steps, steps_in_epoch)
-    by_hand = (steps, steps_in_epoch) if manual else (0, 0)
+    by_hand = (steps, steps) if manual else (0, 0)  # Lightning does not begin anew with each epoch here
     schedulers = (fit.schedulers.steps, fit.schedulers.steps - fit.scheduler_steps_at_epoch_start)
     val = fit.val_loop
     return {
@@ -224,5 +224,9 @@ def restore_fit(fit: FitLoop, state: dict[str, Any], checkpoint: dict[str, Any],
     fit.schedulers_before = int(scheduler["total"]["completed"])
     fit.scheduler_steps_at_epoch_start = fit.schedulers_before - int(scheduler["current"]["completed"])
     ours = checkpoint.get("fulmen", {})
-    position = ours.get("fit", {"loader_states": state.get("state_dict", {}).get("combined_loader")})
+    theirs = {
+        "loader_states": state.get("state_dict", {}).get("combined_loader"),
+        "is_last": state.get("epoch_loop.batch_progress", {}).get("is_last_batch"),
+    }
+    position = ours.get("fit", theirs)
     fit.load_position({**position, "random": ours.get("random")}, manual)

@@ -14,6 +14,7 @@ from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.fabric.precision import Precision
 from fulmen.fabric.strategies.base import overrides as strategy_overrides
 from fulmen.hooks import opened, overrides
+from fulmen.loops.signature import takes_dataloader_iter
 from fulmen.module import LightningModule
 from fulmen.ranks import rank_zero_warn
 from fulmen.tree import move
@@ -26,6 +27,12 @@ HOOK_OF = {
     "validate": "val_dataloader",
     "test": "test_dataloader",
     "predict": "predict_dataloader",
+}
+STEP_OF = {
+    "train": "training_step",
+    "validate": "validation_step",
+    "test": "test_step",
+    "predict": "predict_step",
 }
 LIMIT_OF = {"train": "train", "validate": "val", "test": "test", "predict": "predict"}
 
@@ -122,6 +129,8 @@ class DataSources:
 
     def _make_feed(self, loaders: Any, stage: str, loader: int = 0) -> Feed:
         limit = getattr(self.trainer, f"limit_{LIMIT_OF[stage]}_batches")
+        if takes_dataloader_iter(getattr(self.trainer.lightning_module, STEP_OF[stage])):
+            return Feed(loaders, limit=limit, name=LIMIT_OF[stage])
         transfer = self.transfer()
 
         def to_loader(batch: Any, _: int) -> Any:

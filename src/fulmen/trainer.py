@@ -19,6 +19,7 @@ import torch
 
 from fulmen import assemble, resume, settings, snapshot
 from fulmen.book import Book, SilentBook
+from fulmen.compiled import keep_logging_out
 from fulmen.describe import describe
 from fulmen.errors import SIGTERMException
 from fulmen.fabric.plan import resolve
@@ -153,7 +154,8 @@ class Trainer(Publisher):
         assemble.warn_unused_gpu(self.plan.accelerator)
         limits = {name: resolved.pop(name) for name in ("max_epochs", "min_epochs", "max_steps", "min_steps")}
         assembled = ("logger", "callbacks", "max_time", "profiler", *planned)
-        self.__dict__.update({name: value for name, value in resolved.items() if name not in assembled})
+        self._settings = [name for name in resolved if name not in assembled]
+        self.__dict__.update({name: resolved[name] for name in self._settings})
         self._make_parts(limits)
         self.profiler = assemble.profiler_of(resolved["profiler"])
         self.loggers = assemble.loggers_of(resolved)
@@ -336,6 +338,8 @@ class Trainer(Publisher):
         except BaseException as error:
             show_user_first(error, self)
             self._fail(error)
+            if self.signals.killed_worker(error):
+                raise SIGTERMException from error
             raise
         finally:
             self.signals.restore()
@@ -358,6 +362,7 @@ class Trainer(Publisher):
         self.book.close()
         self.book.module = module
         module.trainer = self
+        keep_logging_out(module)
         if datamodule is not None:
             self._datamodule = datamodule
             datamodule.trainer = self
@@ -436,11 +441,11 @@ class Trainer(Publisher):
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
 
     def _fail(self, error: BaseException) -> None:
-        """Ends a run that an exception has ended; what fails on the way is noted on that exception, and hides nothing."""
+        """Ends a run that an exception has ended; what fails on the way is noted on that exception and hides nothing."""
         self.state.status = TrainerStatus.INTERRUPTED
-        hooks = [partial(call, error) for call in self.hooks.on_exception]
-        loggers = [partial(logger.finalize, "failed") for logger in self.loggers]
-        for end in (*hooks, *loggers, *self._releases(), self.instruments.end_profile):
+        ends: list[Callable[[], Any]] = [partial(call, error) for call in self.hooks.on_exception]
+        ends += [partial(logger.finalize, "failed") for logger in self.loggers]
+        for end in (*ends, *self._releases(), self.instruments.end_profile):
             try:
                 end()
             except BaseException as second:

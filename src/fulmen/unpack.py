@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fulmen.compiled import from_compiled, is_optimized
 from fulmen.datamodule import LightningDataModule
 from fulmen.errors import MisconfigurationException
 from fulmen.module import LightningModule
@@ -22,6 +23,8 @@ def lightning_module(model: Any, asked: str, former: Any = None) -> LightningMod
                 f" `trainer.{asked}(model)`."
             )
         model = former
+    if is_optimized(model):
+        return from_compiled(model)
     if isinstance(model, LightningModule):
         return model
     if isinstance(model, type):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.hooks import overrides
-from fulmen.loops.signature import requires_optimizer_idx
+from fulmen.loops.signature import requires_optimizer_idx, takes_dataloader_iter
 from fulmen.module import LightningModule
-from fulmen.ranks import rank_zero_warn
+from fulmen.ranks import rank_zero_deprecation, rank_zero_warn
 
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
@@ -30,6 +30,8 @@ def verify(trainer: Trainer, module: LightningModule) -> None:
         NotImplementedError: The module has a hook of an older API.
     """
     _check_removed(module)
+    _check_configure_model(module)
+    _warn_drawing_steps(module)
     asked = str(trainer.state.fn)
     if asked == "fit":
         _require(module, "training_step", asked)
@@ -62,6 +64,29 @@ def _check_removed(module: LightningModule) -> None:
             raise NotImplementedError(
                 f"`{type(module).__name__}.{name}` is a hook of Lightning 1.x and is no longer called. Collect the"
                 f" outputs of the step in an attribute and use `{hook}(self)`."
+            )
+
+
+def _check_configure_model(module: LightningModule) -> None:
+    if not overrides(module, "configure_sharded_model", LightningModule):
+        return
+    name = type(module).__name__
+    if overrides(module, "configure_model", LightningModule):
+        raise RuntimeError(
+            f"`{name}` overrides both `configure_model` and `configure_sharded_model`, its former name. Keep"
+            " `configure_model`."
+        )
+    rank_zero_deprecation(f"`{name}.configure_sharded_model` is deprecated. Rename it: `configure_model`.")
+
+
+def _warn_drawing_steps(module: LightningModule) -> None:
+    for step in ("training_step", "validation_step", "test_step", "predict_step"):
+        if takes_dataloader_iter(getattr(module, step)):
+            rank_zero_warn(
+                f"`{type(module).__name__}.{step}` draws its batches itself (`dataloader_iter`), which is experimental."
+                " The transfer hooks are not called, and if a step draws several batches, `batch_idx` in the hooks"
+                " counts steps.",
+                category=PossibleUserWarning,
             )
 
 

@@ -88,6 +88,7 @@ class TrainerView:
     default_root_dir: str
     _loaded_from: str | None
     _loggers: list[Any]
+    _settings: list[str]
 
     training = _stage(RunningStage.TRAINING)
     validating = _stage(RunningStage.VALIDATING)

@@ -165,6 +165,7 @@ def test_hooks_that_nobody_overrides_are_not_called() -> None:
     assert called == {
         "ModuleHooks.configure_callbacks",
         "ModuleHooks.configure_model",
+        "ModuleHooks.configure_sharded_model",
         "ModuleHooks.on_validation_model_eval",
         "ModuleHooks.on_validation_model_zero_grad",
     }

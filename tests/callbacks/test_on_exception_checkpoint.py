@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,7 @@ import torch
 from fulmen import Callback, Trainer
 from fulmen.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*goes on from the last checkpoint:UserWarning", "ignore:.*there is no last checkpoint:UserWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*goes on from the last checkpoint:UserWarning")
 
 
 class Failure(Exception):
@@ -80,8 +79,7 @@ def test_the_resumed_run_is_the_run_that_was_not_interrupted(fit, failing, scrip
 
 
 def test_the_first_fit_starts_from_the_beginning(fit, scripted, tmp_path) -> None:
-    with pytest.warns(UserWarning, match="there is no last checkpoint"):
-        trainer = fit(scripted(), OnExceptionCheckpoint(tmp_path), enable_checkpointing=True)
+    trainer = fit(scripted(), OnExceptionCheckpoint(tmp_path), enable_checkpointing=True)
     assert trainer.global_step == 12
     assert trainer.ckpt_path is None
     assert list(tmp_path.glob("*.ckpt")) == []
@@ -95,6 +93,17 @@ def test_the_newest_of_all_last_checkpoints_counts(fit, failing, scripted, tmp_p
     callbacks = [OnExceptionCheckpoint(tmp_path), ModelCheckpoint(tmp_path, save_last=True)]
     os.utime(tmp_path / "last.ckpt", (0, 0))
     assert fit(scripted(), *callbacks).ckpt_path == str(tmp_path / "on_exception.ckpt")
+
+
+def test_it_is_among_the_last_checkpoints_that_can_be_asked_for(fit, failing, scripted, tmp_path) -> None:
+    with pytest.raises(Failure):
+        fit(failing(), OnExceptionCheckpoint(tmp_path, "saved"), enable_checkpointing=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*goes on from the last checkpoint")
+        trainer = fit(scripted(), OnExceptionCheckpoint(tmp_path, "saved"), enable_checkpointing=True, ckpt_path="last")
+    assert trainer.ckpt_path == str(tmp_path / "saved.ckpt")
+    with pytest.warns(UserWarning, match="there is no last checkpoint"):
+        fit(scripted(), OnExceptionCheckpoint(tmp_path, "saved"), enable_checkpointing=True, ckpt_path="last")
 
 
 def test_a_path_that_is_given_wins(fit, failing, scripted, tmp_path) -> None:

@@ -225,6 +225,7 @@ def test_what_is_due_must_be_written(predict, interval: Any) -> None:
         predict(BasePredictionWriter(interval), DataLoader(table(), 2))
 
 
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter")
 def test_a_step_that_draws_its_batches(predict) -> None:
     class Draws(LightningModule):
         def predict_step(self, dataloader_iter: Any) -> Any: ...

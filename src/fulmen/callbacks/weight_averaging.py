@@ -149,9 +149,7 @@ class WeightAveraging(Callback):
         """Takes back what ``state_dict`` gave."""
         self._latest_update_step = state_dict["latest_update_step"]
 
-    def weights_to_save(
-        self, trainer: Trainer, pl_module: LightningModule, weights: dict[str, Any]
-    ) -> dict[str, Any]:
+    def weights_to_save(self, trainer: Trainer, pl_module: LightningModule, weights: dict[str, Any]) -> dict[str, Any]:
         """The averaged weights; the module's own if it has them already, or if nothing has been averaged."""
         if self._swapped or pl_module is not self._source or not self._has_average:
             return weights
@@ -170,9 +168,7 @@ class WeightAveraging(Callback):
         current = self._average.module if self._swapped else pl_module
         checkpoint["current_model_state"] = current.state_dict()
         state = self._average.state_dict()
-        checkpoint["averaging_state"] = {
-            name: value for name, value in state.items() if not name.startswith(_PREFIX)
-        }
+        checkpoint["averaging_state"] = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Gives the current weights to the module and the averaged ones to the average."""
@@ -236,7 +232,8 @@ class EMAWeightAveraging(WeightAveraging):
                 f"`EMAWeightAveraging(update_every_n_steps={update_every_n_steps!r})`: expected at least 1.",
                 subject=update_every_n_steps,
             )
-        super().__init__(device, use_buffers, **kwargs, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        super().__init__(device, use_buffers, **kwargs, multi_avg_fn=average)
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fulmen.loops.draws import Exhausted, batches_for, drawing
 from fulmen.loops.routing import route
-from fulmen.loops.signature import requires_dataloader_idx, takes_batch_idx, takes_dataloader_idx
+from fulmen.loops.signature import (
+    requires_dataloader_idx,
+    takes_batch_idx,
+    takes_dataloader_idx,
+    takes_dataloader_iter,
+)
 from fulmen.progress import Progress
 from fulmen.tree import to_scalars
 
@@ -93,7 +99,8 @@ class EvaluationLoop:
         where = (loader,) if self.several else ()
         page = book.page_of(f"{self.name}_step", book.dataloader_idx)
         counts = self.batch_progress.current
-        batches = feed.start(trainer.current_epoch)
+        own = getattr(trainer.lightning_module, f"{self.name}_step")
+        batches = batches_for(own, feed, trainer.current_epoch, loader)
         if limit is not None and limit != float("inf"):
             batches = islice(batches, int(limit))
         logs = trainer.logs_evaluation
@@ -106,7 +113,10 @@ class EvaluationLoop:
                 call(batch, index, *where)
             counts.started += 1
             book.page = page
-            outputs = step(batch, index, *where)
+            try:
+                outputs = step(batch, index, *where)
+            except Exhausted:
+                break
             counts.processed += 1
             for call in ends:
                 call(outputs, batch, index, *where)
@@ -133,6 +143,8 @@ class EvaluationLoop:
         check_dataloader_idx(module, self.name, self.several)
         strategy = trainer.strategy
         step = route(strategy, f"{self.name}_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(own)))
+        if takes_dataloader_iter(own):
+            return drawing(step)
         if takes_batch_idx(own):
             return step
         return lambda batch, batch_idx, *where: step(batch, *where)
@@ -174,7 +186,7 @@ def check_dataloader_idx(module: nn.Module, stage: str, several: bool) -> None:
     """``dataloader_idx`` must be a parameter with several loaders, and must not be required with one."""
     for name in (f"{stage}_step", f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
         hook = getattr(module, name)
-        if several and not takes_dataloader_idx(hook):
+        if several and not takes_dataloader_idx(hook) and not takes_dataloader_iter(hook):
             raise RuntimeError(
                 f"There are several dataloaders, but `{name}` does not take `dataloader_idx`. Write"
                 f" `def {name}(self, ..., batch_idx, dataloader_idx=0)`."

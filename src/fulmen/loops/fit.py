@@ -28,8 +28,10 @@ import torch
 
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.fabric.seed import restore_random
+from fulmen.loops.draws import Exhausted, batches_for
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.schedulers import Schedulers
+from fulmen.loops.signature import takes_dataloader_iter
 from fulmen.loops.step import Step, choose_step
 from fulmen.progress import Counts, Progress
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
@@ -74,7 +76,8 @@ class FitLoop:
         self.feed: Feed | None = None
         self.schedulers = Schedulers(trainer, [])
         self.last_validation = 0.0
-        self.validation_pending = self.batch_pending = self.plateau_pending = False
+        self.validation_pending: bool | None = False
+        self.batch_pending = self.plateau_pending = False
         self.step_at_epoch_start = 0
         self.schedulers_before = 0
         self.scheduler_steps_at_epoch_start = 0
@@ -129,13 +132,17 @@ class FitLoop:
             self.closes = feed.is_last or (index + 1) % trainer.accumulate_grad_batches == 0
             skip = False
             for call in trainer.hooks.on_train_batch_start if batch is not None else ():
-                if call(batch, index) == -1:
+                if call(batch, index) == -1 and trainer.hooks.may_skip(call):
                     skip = True
             if skip:
                 schedulers.after_batch(index, self.closes, is_last=True)
                 break
             counts.started += 1
-            outputs = self.step.train(batch, index) if batch is not None else None
+            try:
+                outputs = self.step.train(batch, index) if batch is not None else None
+            except Exhausted:
+                schedulers.after_batch(index, closes=False, is_last=True)
+                break
             if batch is None:
                 self.warn_no_batch(index)
             counts.processed += 1
@@ -209,6 +216,8 @@ class FitLoop:
         self.closes = self.feed.is_last or (index + 1) % self.trainer.accumulate_grad_batches == 0
         stepped = self.closes or not self.trainer.lightning_module.automatic_optimization
         self.batches_that_stepped -= stepped
+        if self.validation_pending is None:
+            self.validation_pending = self.validates and self.validation_due(index)
         if self.validation_pending:
             self.validate()
         self.schedulers.after_validation(index, self.closes)
@@ -331,7 +340,7 @@ class FitLoop:
         """Whether a validation follows batch ``index``."""
         trainer, feed = self.trainer, self.feed
         assert feed is not None
-        if feed.is_last and not feed.has_length:
+        if feed.is_last and (not feed.has_length or self.step_draws):
             return True
         if trainer.should_stop and self.may_stop():
             return True
@@ -394,7 +403,7 @@ class FitLoop:
     def _start_feed(self) -> Iterator[Any]:
         assert self.feed is not None
         self.validates = self.validates_in(self.current_epoch)
-        return self.feed.start(self.current_epoch)
+        return batches_for(self.trainer.lightning_module.training_step, self.feed, self.current_epoch)
 
     def _restore_random(self) -> None:
         if self.random_state is not None:
@@ -423,18 +432,23 @@ class FitLoop:
         """Goes to where a checkpoint was taken; the progress has been loaded before.
 
         Args:
-            state: What ``position`` gave; of a checkpoint that fulmen did not write, at most "loader_states".
+            state: What ``position`` gave. Of a checkpoint that fulmen did not write: "loader_states", and "is_last",
+                whether the last batch had been given.
             manual: Whether the module optimises manually.
         """
         epochs, batches = self.epoch_progress.current, self.batch_progress.current
+        in_batch_end = batches.completed < batches.processed
+        if state.get("is_last") and not in_batch_end:
+            epochs.processed = epochs.ready  # there is nothing left of it but hooks, for which metrics are missing
         epochs.completed = epochs.processed
         self.resumed = epochs.ready > epochs.processed and batches.ready > 0
         if not self.resumed:
             epochs.ready = epochs.started = epochs.processed
         batches.ready = batches.started = batches.completed = batches.processed
         self.batches_that_stepped = self.batch_progress.total.processed if manual else self.global_step
-        for pending in ("validation_pending", "batch_pending", "plateau_pending"):
-            setattr(self, pending, state.get(pending, False))
+        self.validation_pending = state.get("validation_pending")
+        self.batch_pending = state.get("batch_pending", in_batch_end)
+        self.plateau_pending = state.get("plateau_pending", False)
         self.samples_before_epoch = state.get("samples_before_epoch", 0)
         self._feed_state = state.get("feed")
         if self.resumed and self._feed_state is None:
@@ -459,10 +473,15 @@ class FitLoop:
             "samples_before_epoch": self.samples_before_epoch if in_epoch else self.count("samples"),
             "batch_pending": in_batch_end or (trainer.validating and trainer.state.fn == "fit"),
             "plateau_pending": epochs.completed < epochs.processed and self.feed is not None and self.consumed,
-            "feed": self.feed.state_dict(used=counts.processed) if self.feed is not None else None,
+            "feed": self.feed.state_dict(used=None if self.step_draws else counts.processed) if self.feed is not None else None,
             "val_feeds": [feed.state_dict() for feed in self.val_loop.feeds or ()],
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
         }
+
+    @property
+    def step_draws(self) -> bool:
+        """Whether ``training_step`` draws its batches itself, so that a step may be of several."""
+        return takes_dataloader_iter(self.trainer.lightning_module.training_step)
 
     # ------------------------------------------------------------------------------------------------ as users know it
 

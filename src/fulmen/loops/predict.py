@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fulmen.loops.draws import Exhausted, batches_for, drawing
 from fulmen.loops.evaluate import check_dataloader_idx, restore_modes
 from fulmen.loops.routing import route
-from fulmen.loops.signature import takes_batch_idx
+from fulmen.loops.signature import takes_batch_idx, takes_dataloader_iter
 from fulmen.progress import Progress
 from fulmen.ranks import WarningCache
 from fulmen.tree import move
@@ -96,7 +97,8 @@ class PredictionLoop:
         where = (loader,) if self.several else ()
         page = trainer.book.page_of("predict_step", trainer.book.dataloader_idx)
         counts = self.batch_progress.current
-        for index, batch in enumerate(feed.start(trainer.current_epoch)):
+        batches = batches_for(trainer.lightning_module.predict_step, feed, trainer.current_epoch, loader)
+        for index, batch in enumerate(batches):
             counts.ready += 1
             if self._records:
                 self.note_indices(loader, feed)
@@ -104,7 +106,10 @@ class PredictionLoop:
                 call(batch, index, *where)
             counts.started += 1
             trainer.book.page = page
-            outputs = step(batch, index, *where)
+            try:
+                outputs = step(batch, index, *where)
+            except Exhausted:
+                break
             counts.processed += 1
             if outputs is None:
                 self._warned.warn("`predict_step` returned None. If that is not meant, return the predictions.")
@@ -137,6 +142,8 @@ class PredictionLoop:
         step = route(
             strategy, "predict_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(module.predict_step))
         )
+        if takes_dataloader_iter(module.predict_step):
+            return drawing(step)
         if takes_batch_idx(module.predict_step):
             return step
         return lambda batch, batch_idx, *where: step(batch, *where)

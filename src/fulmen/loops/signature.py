@@ -29,6 +29,11 @@ def requires_dataloader_idx(step: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.default is inspect.Parameter.empty
 
 
+def takes_dataloader_iter(step: Callable[..., Any] | None) -> bool:
+    """Whether a step draws its batches itself: a parameter of exactly this name."""
+    return step is not None and "dataloader_iter" in inspect.signature(step).parameters
+
+
 def requires_optimizer_idx(step: Callable[..., Any]) -> bool:
     """Whether a step has the parameter ``optimizer_idx`` of older versions."""
     return "optimizer_idx" in inspect.signature(step).parameters

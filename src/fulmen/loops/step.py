@@ -18,8 +18,9 @@ from fulmen.errors import LossError, MisconfigurationException
 from fulmen.fabric.precision import Precision
 from fulmen.fabric.strategies.base import overrides as strategy_overrides
 from fulmen.hooks import opened, overrides
+from fulmen.loops.draws import drawing
 from fulmen.loops.routing import route, route_backward
-from fulmen.loops.signature import takes_batch_idx
+from fulmen.loops.signature import takes_batch_idx, takes_dataloader_iter
 from fulmen.loss import Loss, WeightedWindow
 from fulmen.module import LightningModule
 from fulmen.optim import needs_closure
@@ -58,6 +59,8 @@ class Step:
         module = self.module
         step = self.precision.wrap_forward(self.strategy.wrap_step(module.training_step))
         step = route(self.strategy, "training_step", step)
+        if takes_dataloader_iter(module.training_step):
+            return drawing(step)
         if takes_batch_idx(module.training_step):
             return step
         return lambda batch, batch_idx: step(batch)

@@ -150,6 +150,7 @@ class PyTorchProfiler(Profiler):
         """An action begins: from the first step on it has a name in the trace."""
         if action_name == "run_training_batch":
             self._in_batch = True
+            self._close_other("training_step")
         if self._is_step(action_name) and not self._sanity_checking():
             self._begin_step(action_name)
         if self._surroundings is not None:
@@ -208,9 +209,7 @@ class PyTorchProfiler(Profiler):
             self._surroundings = self._surround()
         if self._emit_nvtx:
             return
-        for other, window in list(self._windows.items()):
-            if other != action_name and window.recording:
-                self._close(other)
+        self._close_other(action_name.rpartition(".")[2])
         if action_name not in self._windows and action_name not in self._done:
             window = self._windows[action_name] = _Window(self._make_profile(action_name))
             self.profiler = window.profile
@@ -249,6 +248,8 @@ class PyTorchProfiler(Profiler):
         if window is None:
             return
         window.recorded += window.profile.current_action in (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
+        if window.profile.current_action is ProfilerAction.RECORD_AND_SAVE:
+            self._end_records()
         window.profile.step()
         if action_name in self._done:
             self._close(action_name)
@@ -274,8 +275,21 @@ class PyTorchProfiler(Profiler):
 
     def _close(self, action_name: str) -> None:
         """Ends a schedule; what was recorded so far is taken. The next call begins it anew unless it is done."""
+        self._end_records()
         self._windows[action_name].profile.stop()
         del self._windows[action_name]
+
+    def _close_other(self, step: str) -> None:
+        """Ends what is being recorded of other kinds of steps than this one."""
+        for action_name, window in list(self._windows.items()):
+            if window.recording and action_name.rpartition(".")[2] != step:
+                self._close(action_name)
+
+    def _end_records(self) -> None:
+        """Ends the names in the trace before the recording ends: torch writes the end of a name to where it began, and
+        that memory is gone with the recording."""
+        while self._records:
+            self._records.popitem()[1].__exit__(None, None, None)
 
     def _close_all(self) -> None:
         for action_name in list(self._windows):

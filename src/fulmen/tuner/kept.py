@@ -104,7 +104,7 @@ class Kept:
             for generator in generators_of(value):
                 self._keep_randomness(generator)
         elif (numpy := sys.modules.get("numpy")) is not None and isinstance(value, numpy.random.Generator):
-            bits: Any = value.bit_generator  # type: ignore[attr-defined]
+            bits: Any = value.bit_generator
             self._undo.append(_keep_state(bits.state, lambda state: setattr(bits, "state", state)))
 
 
@@ -147,13 +147,15 @@ def _keep_tensor(tensor: Tensor) -> Callable[[], None]:
                 data.copy_(values)
         if data.is_inference():
             return
+        if is_leaf:
+            tensor.grad = None  # it may have another dtype by now, and must not for a moment
         tensor.data = data
+        if restore_grad is not None:
+            restore_grad()
         if is_leaf:
             if not tensor.is_leaf:
                 tensor.detach_()
             tensor.requires_grad_(requires_grad)
             tensor.grad = grad
-        if restore_grad is not None:
-            restore_grad()
 
     return restore

@@ -16,7 +16,7 @@ from fulmen.errors import MisconfigurationException
 from fulmen.extras import available
 from fulmen.ranks import rank_zero_info, rank_zero_only, rank_zero_warn
 from fulmen.tuner.probe import Task, on_the_bench
-from fulmen.utilities.parsing import holders_of, write
+from fulmen.utilities.parsing import holders_of, set_value
 
 if TYPE_CHECKING:
     from fulmen.module import LightningModule
@@ -168,7 +168,11 @@ class _RangeTest(Callback):
         if not trainer.fit_loop.closes:
             return
         losses, self._window = self._window, []
-        self._write_down(None if any(loss is None for loss in losses) else sum(float(loss) for loss in losses))
+        loss = None
+        if all(each is not None for each in losses):
+            # each was divided by the size of a full window, and the epoch's last one may be shorter
+            loss = sum(float(each) for each in losses) * trainer.accumulate_grad_batches / len(losses)
+        self._write_down(loss)
         self.steps += 1
         if self._has_grown() or self.steps >= self.finder.num_training:
             trainer.should_stop = True
@@ -246,7 +250,7 @@ def find_learning_rate(
         )
     if attribute is not None and (rate := finder.suggestion()) is not None:
         for holder in holders_of(attribute, task.module, task.datamodule):
-            write(holder, attribute, rate)
+            set_value(holder, attribute, rate)
         rank_zero_info(f"Learning rate set to {rate}.")
     return finder
 

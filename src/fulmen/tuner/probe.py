@@ -8,7 +8,6 @@ datamodule, loaders, the random state of the process) is put back when it ends, 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +46,7 @@ _PLAIN = {
     "num_sanity_val_steps": 0,
     "val_check_interval": 1.0,
     "val_check_seconds": None,
+    "val_check_every": None,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 0,
     "reload_dataloaders_every_n_epochs": 0,
@@ -113,10 +113,9 @@ class Probe(Trainer):
 
     def __init__(self, task: Task, *watchers: Callback, **settings: Any) -> None:
         self.task = task
-        names = {*inspect.signature(Trainer.__init__).parameters, *_PLAIN, "val_check_batch"}
         limits = {"min_epochs": 0, "min_steps": None, "max_steps": settings.pop("max_steps", -1)}
         limits["max_epochs"] = settings.pop("max_epochs", -1)
-        users = {name: value for name, value in vars(task.trainer).items() if name in names}
+        users = {name: getattr(task.trainer, name) for name in task.trainer._settings}
         vars(self).update({**users, **_PLAIN, **settings})
         self.plan = _separate(task.trainer.plan)
         self._make_parts(limits)
@@ -143,7 +142,8 @@ class Probe(Trainer):
     def recompile_hooks(self) -> None:
         """As for every trainer; a try sets nothing up or down, and its failure is no exception of the run."""
         super().recompile_hooks()
-        self.hooks.setup = self.hooks.teardown = self.hooks.on_exception = ()
+        for name in ("setup", "teardown", "on_exception"):
+            setattr(self.hooks, name, ())
 
     def _set_up_owners(self) -> None:
         """Nothing: that is done once for all tries."""
@@ -186,7 +186,7 @@ class Bench:
 
     @contextmanager
     def probe(self, *watchers: Callback, **settings: Any) -> Iterator[Probe]:
-        """A probe to run; what it changed and the memory it took are given back at the end.
+        """A probe to run; what it changed is put back at the end.
 
         Args:
             *watchers: Its callbacks.
@@ -197,6 +197,10 @@ class Bench:
                 yield Probe(self.task, *watchers, **settings)
         finally:
             self._kept.restore()
+
+    def free(self) -> None:
+        """Gives back the memory of a device that earlier probes took."""
+        if self.task.trainer.strategy.root_device.type != "cpu":
             garbage_collection_cuda()
 
 
@@ -215,15 +219,16 @@ def on_the_bench(task: Task) -> Iterator[Bench]:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # else there are no generators yet that could be put back
     with isolate_rng():
         before = task.keep()
+        bench = Bench(task, before)
         try:
             if task.running:
-                yield Bench(task, before)
+                yield bench
             else:
-                with _set_up(task) as bench:
-                    yield bench
+                with _set_up(task) as set_up:
+                    yield set_up
         finally:
             before.restore()
-            garbage_collection_cuda()
+            bench.free()
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from fulmen.hparams import AttributeDict, clean_namespace, is_picklable, save_hy
 __all__ = [
     "AttributeDict",
     "clean_namespace",
+    "get_value",
     "holders_of",
     "is_picklable",
     "lightning_getattr",
     "lightning_hasattr",
     "lightning_setattr",
-    "read",
     "save_hyperparameters",
-    "write",
+    "set_value",
 ]
 
 
@@ -32,7 +32,7 @@ def lightning_getattr(model: Any, attribute: str) -> Any:
     Raises:
         AttributeError: None of them has it.
     """
-    return read(_holders(model, attribute)[-1], attribute)
+    return get_value(_holders(model, attribute)[-1], attribute)
 
 
 def lightning_setattr(model: Any, attribute: str, value: Any) -> None:
@@ -42,7 +42,7 @@ def lightning_setattr(model: Any, attribute: str, value: Any) -> None:
         AttributeError: None of them has it.
     """
     for holder in _holders(model, attribute):
-        write(holder, attribute, value)
+        set_value(holder, attribute, value)
 
 
 def holders_of(attribute: str, *owners: Any) -> list[Any]:
@@ -57,12 +57,12 @@ def holders_of(attribute: str, *owners: Any) -> list[Any]:
     return found
 
 
-def read(holder: Any, attribute: str) -> Any:
+def get_value(holder: Any, attribute: str) -> Any:
     """The value of an attribute of an object, or of an entry of hyperparameters."""
     return holder[attribute] if isinstance(holder, Mapping) else getattr(holder, attribute)
 
 
-def write(holder: Any, attribute: str, value: Any) -> None:
+def set_value(holder: Any, attribute: str, value: Any) -> None:
     """Sets an attribute of an object, or an entry of hyperparameters."""
     if isinstance(holder, Mapping):
         holder[attribute] = value  # type: ignore[index]

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from fulmen.callbacks.progress.display import LineDisplay, Track, format_metrics, format_speed, format_time
-from fulmen.callbacks.progress.rich_display import RichDisplay, default_columns
+from fulmen.callbacks.progress.rich_display import RichDisplay, default_columns, with_metrics
 from fulmen.callbacks.progress.rich_progress import RichProgressBarTheme
 
 
@@ -124,7 +124,8 @@ def test_words_for_numbers():
 def rich_display(width=100, leave=False):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, legacy_windows=False)
-    return RichDisplay(console, default_columns(RichProgressBarTheme()), leave), stream
+    theme = RichProgressBarTheme()
+    return RichDisplay(console, with_metrics(default_columns(theme), None, theme), leave), stream
 
 
 def test_a_bar_shows_everything_and_gives_the_cursor_back():

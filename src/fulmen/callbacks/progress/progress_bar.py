@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fulmen.module import LightningModule
     from fulmen.trainer import Trainer
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "get_standard_metrics"]
 
 
 class ProgressBar(Callback):
@@ -155,7 +155,7 @@ class ProgressBar(Callback):
         Returns:
             Values by name, in the order in which they are shown.
         """
-        metrics: dict[str, int | str | float | dict[str, float]] = dict(_version_metric(trainer))
+        metrics: dict[str, int | str | float | dict[str, float]] = dict(get_standard_metrics(trainer))
         logged = trainer.progress_bar_metrics
         for name in metrics.keys() & logged.keys():
             self._warnings.warn(
@@ -187,7 +187,8 @@ def _sum(batches: list[int | float] | int | float) -> int | float:
     return batches if isinstance(batches, (int, float)) else sum(batches)
 
 
-def _version_metric(trainer: Trainer) -> dict[str, int | str]:
+def get_standard_metrics(trainer: Trainer) -> dict[str, int | str]:
+    """What a progress bar shows by itself: "v_num", the version of the loggers, if they have one."""
     versions = [logger.version for logger in trainer.loggers if logger.version not in (None, "")]
     if not versions:
         return {}

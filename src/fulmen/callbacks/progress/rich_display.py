@@ -15,14 +15,18 @@ from fulmen.callbacks.progress.display import Track, format_metrics, format_spee
 
 if TYPE_CHECKING:
     from fulmen.callbacks.progress.rich_progress import RichProgressBarTheme
+    from fulmen.trainer import Trainer
 
 __all__ = [
     "BatchesProcessedColumn",
+    "CustomBarColumn",
+    "CustomProgress",
+    "CustomTimeColumn",
     "MetricsTextColumn",
     "ProcessingSpeedColumn",
     "RichDisplay",
-    "TimeColumn",
     "default_columns",
+    "with_metrics",
 ]
 
 _NARROWEST_BAR = 10
@@ -46,7 +50,11 @@ class BatchesProcessedColumn(ProgressColumn):
         return Text(f"{int(task.completed)}/{total}", style=self.style)
 
 
-class TimeColumn(ProgressColumn):
+class CustomBarColumn(BarColumn):
+    """The bar itself; arguments are those of `rich.progress.BarColumn`."""
+
+
+class CustomTimeColumn(ProgressColumn):
     """Time passed and time left."""
 
     def __init__(self, style: str | Style) -> None:
@@ -75,10 +83,20 @@ class ProcessingSpeedColumn(ProgressColumn):
 
 
 class MetricsTextColumn(ProgressColumn):
-    """The metrics; below the bar when they do not fit beside it."""
+    """The metrics; below the bar when they do not fit beside it.
 
-    def __init__(self, style: str | Style, text_delimiter: str, metrics_format: str) -> None:
+    Args:
+        trainer: The trainer that runs.
+        style: Style of the text.
+        text_delimiter: What stands between two metrics.
+        metrics_format: Format of floating-point metrics.
+    """
+
+    def __init__(
+        self, trainer: Trainer | None, style: str | Style, text_delimiter: str = " ", metrics_format: str = ".3f"
+    ) -> None:
         super().__init__()
+        self.trainer = trainer
         self.style = style
         self.text_delimiter = text_delimiter
         self.metrics_format = metrics_format
@@ -90,22 +108,30 @@ class MetricsTextColumn(ProgressColumn):
 
 
 def default_columns(theme: RichProgressBarTheme) -> list[ProgressColumn]:
-    """Description, bar, count, times, speed and metrics."""
+    """Description, bar, count, times and speed."""
     return [
         TextColumn("[progress.description]{task.description}", style=theme.description or "none"),
-        BarColumn(
+        CustomBarColumn(
             complete_style=theme.progress_bar,
             finished_style=theme.progress_bar_finished,
             pulse_style=theme.progress_bar_pulse,
         ),
         BatchesProcessedColumn(theme.batch_progress),
-        TimeColumn(theme.time),
+        CustomTimeColumn(theme.time),
         ProcessingSpeedColumn(theme.processing_speed),
-        MetricsTextColumn(theme.metrics, theme.metrics_text_delimiter, theme.metrics_format),
     ]
 
 
-class _WrappingProgress(Progress):
+def with_metrics(
+    columns: list[ProgressColumn], trainer: Trainer | None, theme: RichProgressBarTheme
+) -> list[ProgressColumn]:
+    """The columns and one for the metrics, unless there is one already."""
+    if any(isinstance(column, MetricsTextColumn) for column in columns):
+        return columns
+    return [*columns, MetricsTextColumn(trainer, theme.metrics, theme.metrics_text_delimiter, theme.metrics_format)]
+
+
+class CustomProgress(Progress):
     """A progress display that writes metrics on a line of their own when the terminal is too narrow."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -150,7 +176,7 @@ class RichDisplay:
 
     def __init__(self, console: Console, columns: Iterable[str | ProgressColumn], leave: bool) -> None:
         self._columns = tuple(columns)
-        self.progress = _WrappingProgress(*self._columns, console=console, auto_refresh=False)
+        self.progress = CustomProgress(*self._columns, console=console, auto_refresh=False)
         self._leave = leave
         self._started = False
         self._tracks: list[Track] = []
@@ -218,4 +244,4 @@ class RichDisplay:
 
     def _leave_on_screen(self) -> None:
         self.stop()
-        self.progress = _WrappingProgress(*self._columns, console=self.progress.console, auto_refresh=False)
+        self.progress = CustomProgress(*self._columns, console=self.progress.console, auto_refresh=False)

@@ -10,8 +10,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fulmen.callbacks.progress.progress_bar import ProgressBar, known_total
 from fulmen.callbacks.progress.display import Display, LineDisplay, Track
+from fulmen.callbacks.progress.progress_bar import ProgressBar, known_total
 from fulmen.errors import MisconfigurationException
 from fulmen.terminal import can_redraw, make_console
 
@@ -27,6 +27,14 @@ __all__ = ["RichProgressBar", "RichProgressBarTheme"]
 # Reading metrics may wait for a device that is behind, which is not lost time: a second is the longest rest.
 _REST = 50
 _LONGEST_REST = 1.0
+_COLUMNS = (
+    "BatchesProcessedColumn",
+    "CustomBarColumn",
+    "CustomProgress",
+    "CustomTimeColumn",
+    "MetricsTextColumn",
+    "ProcessingSpeedColumn",
+)
 
 
 @dataclass
@@ -129,7 +137,7 @@ class RichProgressBar(ProgressBar):
         return hook == "setup" or (self.is_enabled and trainer.is_global_zero)
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """The columns of a bar; override it to have others.
+        """The columns of a bar; override it to have others. The metrics follow them, unless a column has them.
 
         Args:
             trainer: The trainer that runs.
@@ -151,7 +159,7 @@ class RichProgressBar(ProgressBar):
     @property
     def train_progress_bar_id(self) -> TaskID | None:
         """The training bar's number in `progress`."""
-        return None if self._train is None else self._train.handle
+        return _number(self._train)
 
     @property
     def train_progress_bar(self) -> Task | None:
@@ -168,10 +176,52 @@ class RichProgressBar(ProgressBar):
             return None
         return next((task for task in self.progress.tasks if task.id == track.handle), None)
 
-    def refresh(self) -> None:
-        """Draw now, due or not."""
+    @property
+    def val_sanity_check_bar(self) -> Task | None:
+        """The bar of the sanity check."""
+        return self._task(self._evaluation_in("sanity_check"))
+
+    @property
+    def val_sanity_progress_bar_id(self) -> TaskID | None:
+        """The number of the sanity check's bar in `progress`."""
+        return _number(self._evaluation_in("sanity_check"))
+
+    @property
+    def val_progress_bar(self) -> Task | None:
+        """The validation bar."""
+        return self._task(self._evaluation_in("validate"))
+
+    @property
+    def val_progress_bar_id(self) -> TaskID | None:
+        """The validation bar's number in `progress`."""
+        return _number(self._evaluation_in("validate"))
+
+    @property
+    def test_progress_bar(self) -> Task | None:
+        """The test bar."""
+        return self._task(self._evaluation_in("test"))
+
+    @property
+    def test_progress_bar_id(self) -> TaskID | None:
+        """The test bar's number in `progress`."""
+        return _number(self._evaluation_in("test"))
+
+    @property
+    def predict_progress_bar_id(self) -> TaskID | None:
+        """The prediction bar's number in `progress`."""
+        return _number(self._evaluation_in("predict"))
+
+    def _evaluation_in(self, stage: str) -> Track | None:
+        return self._evaluation if self._trainer is not None and self._trainer.state.stage == stage else None
+
+    def refresh(self, hard: bool = False) -> None:
+        """Draw now, due or not.
+
+        Args:
+            hard: Draw even what was drawn at this position already, as after a change of the columns.
+        """
         track = self._evaluation or self._train
-        if track is not None:
+        if track is not None and (hard or track.drawn != track.position):
             self._draw(track)
 
     # ---------------------------------------------------------------------------------------------- training
@@ -373,10 +423,11 @@ class RichProgressBar(ProgressBar):
     def _new_display(self) -> Display:
         if not can_redraw(self._stream()) and not self._console_kwargs.get("force_terminal"):
             return LineDisplay(self._stream())
-        from fulmen.callbacks.progress.rich_display import RichDisplay
+        from fulmen.callbacks.progress.rich_display import RichDisplay, with_metrics
 
         console = make_console(**self._console_kwargs)
-        return RichDisplay(console, self.configure_columns(self.trainer), self._leave)
+        columns = with_metrics(self.configure_columns(self.trainer), self.trainer, self.theme)
+        return RichDisplay(console, columns, self._leave)
 
     def _stream(self) -> TextIO | None:
         if self._console_kwargs.get("stderr"):
@@ -406,3 +457,16 @@ class RichProgressBar(ProgressBar):
         if self._display is not None:
             self._display.stop()
             self._display = None
+
+
+def _number(track: Track | None) -> TaskID | None:
+    return None if track is None else track.handle
+
+
+def __getattr__(name: str) -> Any:
+    # These are subclasses of rich's classes, and rich is imported only when it draws.
+    if name in _COLUMNS:
+        from fulmen.callbacks.progress import rich_display
+
+        return getattr(rich_display, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
