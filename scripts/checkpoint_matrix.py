@@ -103,9 +103,9 @@ def judge(records: dict[Key, Record], saved_by: str, run_by: str, scenario: str,
     first, second = records["first", saved_by, scenario, point], records["second", saved_by, run_by, scenario, point]
     whole = records["whole", run_by, scenario]
     alone = records["first", "lightning", scenario, point], records["second", "lightning", "lightning", scenario, point]
-    failed = next((f"fails: {record['error']}" for record in alone if "error" in record), None)
+    fails_alone = any("error" in record for record in alone)
     if errors := [record["error"] for record in (first, second, whole) if "error" in record]:
-        return run_by == "lightning" and failed is not None, f"fails: {errors[0]}"
+        return run_by == "lightning" and fails_alone, f"fails: {errors[0]}"
     resumed_from = [second["resumed_from"]]  # whether that file is kept is a matter of taste
     files = [name for name in whole["files"] if name not in resumed_from]
     goal = {"tape": steps(whole["tape"]), "files": files, "end": whole["end"]}
@@ -113,8 +113,9 @@ def judge(records: dict[Key, Record], saved_by: str, run_by: str, scenario: str,
         return True, "as in one piece"
     if saved_by == run_by:
         return run_by == "lightning", f"not as in one piece: {found}"
-    more = failed or difference(assembled(*alone), assembled(first, second))
-    if more is None:
+    if fails_alone:
+        return True, f"better than Lightning, which fails from its own checkpoint; {found}"
+    if (more := difference(assembled(*alone), assembled(first, second))) is None:
         return True, "as Lightning from its own checkpoint"
     return False, f"not as in one piece: {found}; not as Lightning from its own checkpoint: {more}"
 

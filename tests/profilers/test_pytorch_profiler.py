@@ -84,7 +84,7 @@ def test_validation_ends_what_training_was_recording(trainer_with, net, batches,
 
 
 def test_a_schedule_of_the_users(trainer_with, net, batches, tmp_path):
-    profiler = PyTorchProfiler(tmp_path, schedule=schedule(wait=1, warmup=0, active=1, repeat=2))
+    profiler = PyTorchProfiler(tmp_path, schedule=schedule(wait=1, warmup=1, active=1, repeat=2))
     trainer_with(profiler).fit(net(), batches(6))
     assert [annotations(file)[TRAINING] for file in traces(tmp_path, TRAINING)] == [1, 1]
 

@@ -100,7 +100,7 @@ def test_a_failure_before_the_first_step(make, net, unchanged, place):
 def test_memory_that_runs_out_with_every_size(make, net, unchanged):
     trainer, module = make(), net(limit=1)
     check = unchanged(trainer, module)
-    with pytest.raises(MisconfigurationException, match="No batch size fits: the last one tried was 1, and CUDA out"):
+    with pytest.raises(MisconfigurationException, match=r"No batch size fits. The last one tried was 1: CUDA out"):
         Tuner(trainer).scale_batch_size(module)
     assert module.sizes.tried == [(2, 1), (1, 1)]
     check()

@@ -10,6 +10,7 @@ from fulmen.errors import MisconfigurationException
 from fulmen.fabric.accelerators import get_cpu_stats
 
 if TYPE_CHECKING:
+    from fulmen.module import LightningModule
     from fulmen.trainer import Trainer
 
 __all__ = ["DeviceStatsMonitor"]
@@ -43,7 +44,7 @@ class DeviceStatsMonitor(Callback):
             return True
         return bool(trainer.loggers and trainer.log_every_n_steps) and self._has_stats(trainer)
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there is a logger, and reads the stats once: what is missing shows before training begins."""
         if stage != "fit":
             return
@@ -56,27 +57,49 @@ class DeviceStatsMonitor(Callback):
         if self._has_stats(trainer):
             self._read(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_train_batch_start")
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_train_batch_end")
 
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_validation_batch_start")
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_validation_batch_end")
 
-    def on_test_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_test_batch_start")
 
-    def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Logs the stats, if they are due."""
         self._log(trainer, "on_test_batch_end")
 

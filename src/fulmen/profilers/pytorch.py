@@ -286,8 +286,10 @@ class PyTorchProfiler(Profiler):
                 self._close(action_name)
 
     def _end_records(self) -> None:
-        """Ends the names in the trace before the recording ends: torch writes the end of a name to where it began, and
-        that memory is gone with the recording."""
+        """Ends the names in the trace before the recording ends.
+
+        torch writes the end of a name to where it noted its beginning, and that memory is gone with the recording.
+        """
         while self._records:
             self._records.popitem()[1].__exit__(None, None, None)
 

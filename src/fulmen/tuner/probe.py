@@ -198,9 +198,9 @@ class Bench:
         finally:
             self._kept.restore()
 
-    def free(self) -> None:
-        """Gives back the memory of a device that earlier probes took."""
-        if self.task.trainer.strategy.root_device.type != "cpu":
+    def free(self, scarce: bool = False) -> None:
+        """Gives back the memory that earlier probes took on a device; on the CPU, where it takes time, if it is scarce."""
+        if scarce or self.task.trainer.strategy.root_device.type != "cpu":
             garbage_collection_cuda()
 
 
