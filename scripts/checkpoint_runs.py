@@ -76,11 +76,17 @@ def parts(framework: Any, tape: list[Any]) -> SimpleNamespace:
         """Records on the tape whatever a batch and a validation see and give."""
 
         def __init__(
-            self, schedule: str = "none", interval: str = "epoch", optimizer: str = "adam", frequency: int = 1
+            self,
+            schedule: str = "none",
+            interval: str = "epoch",
+            optimizer: str = "adam",
+            frequency: int = 1,
+            batch_norm: bool = True,
         ) -> None:
             super().__init__()
             self.save_hyperparameters()
-            self.layers = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+            norm = nn.BatchNorm1d(5) if batch_norm else nn.LayerNorm(5)
+            self.layers = nn.Sequential(nn.Linear(3, 5), norm, nn.Tanh(), nn.Linear(5, 1))
             self.validated: list[float] = []
 
         def loss(self, batch: Any) -> Tensor:
@@ -146,6 +152,13 @@ def parts(framework: Any, tape: list[Any]) -> SimpleNamespace:
             first = torch.optim.Adam(self.layers[0].parameters(), lr=0.02)
             second = torch.optim.SGD(self.layers[3].parameters(), lr=0.01, momentum=0.9)
             return [first, second], [torch.optim.lr_scheduler.StepLR(first, 1, gamma=0.9)]
+
+    class Skipping(Net):
+        """Has no loss for every third batch."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx % 3 == 1 else loss
 
     class WithExtras(Net):
         """Adds to the checkpoint by its hooks."""
@@ -225,7 +238,16 @@ def parts(framework: Any, tape: list[Any]) -> SimpleNamespace:
 
         on_train_batch_start = on_train_epoch_start
 
-    return SimpleNamespace(Net=Net, Manual=Manual, WithExtras=WithExtras, Counting=Counting, Data=Data, Tape=Tape, Stop=Stop)
+    return SimpleNamespace(
+        Net=Net,
+        Manual=Manual,
+        Skipping=Skipping,
+        WithExtras=WithExtras,
+        Counting=Counting,
+        Data=Data,
+        Tape=Tape,
+        Stop=Stop,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ scenarios
@@ -247,6 +269,7 @@ SCENARIOS: dict[str, Scenario] = {
         "steps": 4,
     },
     "lbfgs": lambda own, callbacks: {"module": own.Net(optimizer="lbfgs")},
+    "no_loss": lambda own, callbacks: {"module": own.Skipping("step", "step"), "steps": 7},
     "manual": lambda own, callbacks: {"module": own.Manual(), "steps": 14},
     "early_stopping": lambda own, callbacks: {
         "module": own.Net(),
@@ -263,7 +286,7 @@ SCENARIOS: dict[str, Scenario] = {
     },
     "ema": lambda own, callbacks: {"module": own.Net(), "callbacks": [callbacks.EMAWeightAveraging(decay=0.8)]},
     "swa": lambda own, callbacks: {
-        "module": own.Net("step", "epoch", "sgd"),
+        "module": own.Net("step", "epoch", "sgd", batch_norm=False),
         "callbacks": [callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=2, annealing_epochs=2)],
     },
     "datamodule": lambda own, callbacks: {"module": own.Net(), "data": {"datamodule": own.Data(seed=3)}},
@@ -322,7 +345,12 @@ def run(framework: Any, job: dict[str, Any]) -> dict[str, Any]:
     trainer.save_checkpoint(folder / "end.ckpt")
     resumed_from = Path(job.get("resume", "")).name  # whether that one is kept is not what is compared
     files = sorted(path.name for path in checkpoints.iterdir() if path.name != resumed_from)
-    return {"tape": tape, "files": files, "resumed_from": resumed_from, "end": torch.load(folder / "end.ckpt", weights_only=False)}
+    return {
+        "tape": tape,
+        "files": files,
+        "resumed_from": resumed_from,
+        "end": torch.load(folder / "end.ckpt", weights_only=False),
+    }
 
 
 def checkpoint_at(checkpoints: Path, point: str) -> Path | None:

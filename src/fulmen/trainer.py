@@ -441,7 +441,7 @@ class Trainer(Publisher):
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
 
     def _fail(self, error: BaseException) -> None:
-        """Ends a run that an exception has ended; what fails meanwhile is noted on that exception, and hides nothing."""
+        """Ends a run that an exception has ended; what fails meanwhile is noted on it, and does not hide it."""
         self.state.status = TrainerStatus.INTERRUPTED
         ends: list[Callable[[], Any]] = [partial(call, error) for call in self.hooks.on_exception]
         ends += [partial(logger.finalize, "failed") for logger in self.loggers]

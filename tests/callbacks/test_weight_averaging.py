@@ -85,7 +85,7 @@ def test_the_exponential_average_is_that_of_a_loop_by_hand(tmp_path):
     current, average = by_hand(2)
     model = Net()
     run = trainer(tmp_path, EMAWeightAveraging(decay=DECAY))
-    run.fit(model, loader())
+    run.fit(model, loader(), loader())
     assert same(model.state_dict(), average)
     run.save_checkpoint(tmp_path / "after.ckpt")
     saved = torch.load(tmp_path / "after.ckpt", weights_only=True)
@@ -103,14 +103,14 @@ def test_the_plain_average_is_the_mean_of_the_weights_after_each_step(tmp_path):
             seen.append(pl_module.body[0].weight.detach().clone())
 
     model = Net()
-    trainer(tmp_path, WeightAveraging(), Watch()).fit(model, loader())
+    trainer(tmp_path, WeightAveraging(), Watch()).fit(model, loader(), loader())
     torch.testing.assert_close(model.body[0].weight.detach(), torch.stack(seen).mean(0))
 
 
 def test_buffers_can_be_those_of_the_current_weights(tmp_path):
     current, average = by_hand(2)
     model = Net()
-    trainer(tmp_path, EMAWeightAveraging(decay=DECAY, use_buffers=False)).fit(model, loader())
+    trainer(tmp_path, EMAWeightAveraging(decay=DECAY, use_buffers=False)).fit(model, loader(), loader())
     assert torch.equal(model.body[0].weight, average["body.0.weight"])
     assert torch.equal(model.body[1].running_mean, current.body[1].running_mean)
 
@@ -152,7 +152,7 @@ def test_nothing_ever_uses_an_average_that_was_never_updated(tmp_path):
 
 def test_the_average_begins_with_the_first_step_that_counts(tmp_path):
     averaging, model = EMAWeightAveraging(decay=DECAY, update_starting_at_step=7), Net()
-    trainer(tmp_path, averaging).fit(model, loader())
+    trainer(tmp_path, averaging).fit(model, loader(), loader())
     assert same(model.state_dict(), by_hand(2)[0].state_dict())
 
 
@@ -180,7 +180,7 @@ def test_who_overrides_should_update_is_asked_after_steps_and_epochs(tmp_path):
             asked.append((step_idx, epoch_idx))
             return True
 
-    trainer(tmp_path, Asked(), accumulate_grad_batches=3).fit(Net(), loader())
+    trainer(tmp_path, Asked(), accumulate_grad_batches=3).fit(Net(), loader(), loader())
     assert asked == [(0, None), (1, None), (None, 0), (2, None), (3, None), (None, 1)]
 
 
@@ -210,12 +210,15 @@ def test_a_checkpoint_that_is_taken_in_a_validation_is_the_right_way_round(tmp_p
 
 @pytest.mark.parametrize("every", [3, 4], ids=["inside an epoch", "at its end"])
 def test_a_resumed_run_is_exact(tmp_path, every):
-    saves = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=every, save_top_k=-1)
-    trainer(tmp_path, EMAWeightAveraging(decay=DECAY), saves).fit(Net(), loader(), loader())
+    def callbacks():
+        saves = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=every, save_top_k=-1)
+        return EMAWeightAveraging(decay=DECAY), saves
+
+    trainer(tmp_path, *callbacks()).fit(Net(), loader(), loader())
     first = next((tmp_path / "saved").glob(f"*step={every}.ckpt"))
     model = Net()
     nn.init.zeros_(model.body[0].weight)
-    resumed = trainer(tmp_path, EMAWeightAveraging(decay=DECAY))
+    resumed = trainer(tmp_path, *callbacks())
     resumed.fit(model, loader(), loader(), ckpt_path=first)
     assert same(model.state_dict(), by_hand(2)[1])
     resumed.save_checkpoint(tmp_path / "after.ckpt")
@@ -225,10 +228,10 @@ def test_a_resumed_run_is_exact(tmp_path, every):
 
 def test_a_finished_run_goes_on_exactly_from_a_checkpoint_taken_after_it(tmp_path):
     run = trainer(tmp_path, EMAWeightAveraging(decay=DECAY), max_epochs=1)
-    run.fit(Net(), loader())
+    run.fit(Net(), loader(), loader())
     run.save_checkpoint(tmp_path / "after.ckpt")
     model = Net()
-    trainer(tmp_path, EMAWeightAveraging(decay=DECAY)).fit(model, loader(), ckpt_path=tmp_path / "after.ckpt")
+    trainer(tmp_path, EMAWeightAveraging(decay=DECAY)).fit(model, loader(), loader(), ckpt_path=tmp_path / "after.ckpt")
     assert same(model.state_dict(), by_hand(2)[1])
 
 
@@ -257,30 +260,30 @@ def test_validation_after_fit_neither_swaps_nor_loses_the_average(tmp_path):
 
 def test_a_second_fit_begins_a_new_average(tmp_path):
     averaging = EMAWeightAveraging(decay=DECAY)
-    trainer(tmp_path, averaging).fit(Net(), loader())
+    trainer(tmp_path, averaging).fit(Net(), loader(), loader())
     model = Net()
-    trainer(tmp_path, averaging).fit(model, loader())
+    trainer(tmp_path, averaging).fit(model, loader(), loader())
     assert same(model.state_dict(), by_hand(2)[1])
 
 
 def test_a_checkpoint_without_averages_starts_both_from_its_weights(tmp_path):
     run = trainer(tmp_path, max_epochs=1)
-    run.fit(Net(), loader())
+    run.fit(Net(), loader(), loader())
     run.save_checkpoint(tmp_path / "plain.ckpt")
     model = Net()
     with pytest.warns(UserWarning, match="written without `EMAWeightAveraging`"):
         trainer(tmp_path, EMAWeightAveraging(decay=DECAY), max_steps=5, max_epochs=-1).fit(
-            model, loader(), ckpt_path=tmp_path / "plain.ckpt"
+            model, loader(), loader(), ckpt_path=tmp_path / "plain.ckpt"
         )
     plain = Net()
-    trainer(tmp_path, max_steps=5, max_epochs=-1).fit(plain, loader())
+    trainer(tmp_path, max_steps=5, max_epochs=-1).fit(plain, loader(), loader())
     assert same(model.state_dict(), plain.state_dict())
 
 
 def test_outside_of_fit_the_average_of_a_checkpoint_is_the_model(tmp_path, caplog):
     caplog.set_level("INFO", logger="fulmen")
     run = trainer(tmp_path, EMAWeightAveraging(decay=DECAY))
-    run.fit(Net(), loader())
+    run.fit(Net(), loader(), loader())
     run.save_checkpoint(tmp_path / "after.ckpt")
     model, other = Net(), trainer(tmp_path, EMAWeightAveraging(decay=DECAY))
     other.validate(model, loader(), ckpt_path=tmp_path / "after.ckpt", verbose=False)
@@ -303,7 +306,7 @@ def test_a_module_that_is_made_by_configure_model_is_averaged(tmp_path):
                 self.body = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
 
     model = Late()
-    trainer(tmp_path, EMAWeightAveraging(decay=DECAY)).fit(model, loader())
+    trainer(tmp_path, EMAWeightAveraging(decay=DECAY)).fit(model, loader(), loader())
     assert same(model.state_dict(), by_hand(2)[1])
 
 

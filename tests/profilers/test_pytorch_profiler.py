@@ -97,6 +97,19 @@ def test_a_handler_of_the_users_instead_of_the_files(trainer_with, net, batches,
     assert traces(tmp_path, TRAINING) == []
 
 
+def test_a_handler_that_fails_ends_the_run_and_not_the_process(trainer_with, net, batches, tmp_path):
+    def fail(profile):
+        raise ZeroDivisionError
+
+    cycles = schedule(wait=0, warmup=1, active=1)
+    profiler = PyTorchProfiler(tmp_path, on_trace_ready=fail, schedule=cycles)
+    with pytest.raises(ZeroDivisionError):
+        trainer_with(profiler).fit(net(), batches(6))
+    profiler = PyTorchProfiler(tmp_path, schedule=cycles)
+    trainer_with(profiler).fit(net(), batches(6))
+    assert len(traces(tmp_path, TRAINING)) == 3
+
+
 def test_no_files_unless_wanted(trainer_with, net, batches, tmp_path, info):
     profiler = PyTorchProfiler(export_to_chrome=False, record_module_names=False)
     trainer_with(profiler).fit(net(), batches(6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -247,10 +248,15 @@ class PyTorchProfiler(Profiler):
         window = self._windows.get(action_name)
         if window is None:
             return
-        window.recorded += window.profile.current_action in (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
-        if window.profile.current_action is ProfilerAction.RECORD_AND_SAVE:
+        action = window.profile.current_action
+        window.recorded += action in (ProfilerAction.RECORD, ProfilerAction.RECORD_AND_SAVE)
+        if action is ProfilerAction.RECORD_AND_SAVE:
             self._end_records()
-        window.profile.step()
+        try:
+            window.step()
+        except BaseException:
+            del self._windows[action_name]  # torch crashes when a recorder is stopped after it failed
+            raise
         if action_name in self._done:
             self._close(action_name)
 
@@ -317,6 +323,13 @@ class _Window:
     def recording(self) -> bool:
         """Whether PyTorch's recorder, of which there is one, is in use by it."""
         return self.profile.current_action is not ProfilerAction.NONE
+
+    def step(self) -> None:
+        """Goes on with the schedule."""
+        with warnings.catch_warnings():
+            # the events are taken at the end of each cycle, before torch forgets them
+            warnings.filterwarnings("ignore", message=".*Profiler clears events", category=UserWarning)
+            self.profile.step()
 
 
 class RegisterRecordFunction:

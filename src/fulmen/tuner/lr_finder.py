@@ -231,7 +231,7 @@ def find_learning_rate(
         What was found; None in a fast_dev_run.
     """
     check_mode(mode)
-    _check_range(min_lr, max_lr, num_training)
+    _check_range(min_lr, max_lr, num_training, mode)
     if task.trainer.fast_dev_run:
         rank_zero_warn("The learning-rate finder does nothing in a `fast_dev_run`.")
         return None
@@ -265,8 +265,8 @@ def check_mode(mode: str) -> None:
         raise ValueError(f"`mode={mode!r}` is not known. Type one of: {', '.join(map(repr, MODES))}")
 
 
-def _check_range(min_lr: float, max_lr: float, num_training: int) -> None:
-    if not 0 < min_lr < max_lr:
+def _check_range(min_lr: float, max_lr: float, num_training: int, mode: str) -> None:
+    if not 0 <= min_lr < max_lr or (min_lr == 0 and mode == "exponential"):
         raise MisconfigurationException(
             f"The learning-rate finder goes from `min_lr={min_lr}` to `max_lr={max_lr}`; expected 0 < min_lr < max_lr."
         )
