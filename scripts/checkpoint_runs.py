@@ -269,7 +269,7 @@ SCENARIOS: dict[str, Scenario] = {
         "steps": 4,
     },
     "lbfgs": lambda own, callbacks: {"module": own.Net(optimizer="lbfgs")},
-    "no_loss": lambda own, callbacks: {"module": own.Skipping("step", "step"), "steps": 7},
+    "no_loss": lambda own, callbacks: {"module": own.Skipping("step", "step")},
     "manual": lambda own, callbacks: {"module": own.Manual(), "steps": 14},
     "early_stopping": lambda own, callbacks: {
         "module": own.Net(),

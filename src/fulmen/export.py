@@ -43,7 +43,7 @@ class Exporting:
         if dynamo:
             need("onnxscript")
         elif file_path is None:
-            raise ValueError("`to_onnx(dynamo=False)` needs a place to write to: `to_onnx('model.onnx', dynamo=False)`.")
+            raise ValueError("`to_onnx(dynamo=False)` needs a file: `to_onnx('model.onnx', dynamo=False)`.")
         with ready_for_export(module):
             sample = sample_on_device(module, "to_onnx", "input_sample", input_sample)
             if isinstance(sample, Mapping):
@@ -176,7 +176,7 @@ def sample_on_device(module: LightningModule, asked: str, argument: str, sample:
     sample = module.example_input_array if sample is None else sample
     if sample is None:
         raise ValueError(
-            f"`{asked}` needs an input of `forward`: give `{argument}`, or set `self.example_input_array` in `__init__`."
+            f"`{asked}` needs an input of `forward`. Give `{argument}`, or set `self.example_input_array`."
         )
     sample = module.on_before_batch_transfer(sample, 0)
     sample = module.transfer_batch_to_device(sample, module.device, 0)

@@ -11,12 +11,16 @@ __all__ = ["available", "need"]
 
 # import name -> the extra of fulmen that brings it
 _EXTRAS = {
+    "fastapi": "serve",
     "fsspec": "remote",
     "jsonargparse": "cli",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
     "sklearn": "demo",
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",
     "psutil": "stats",
+    "uvicorn": "serve",
 }
 # import name -> name on the package index, where the two differ
 _DISTRIBUTIONS = {"comet_ml": "comet-ml", "yaml": "PyYAML"}

@@ -30,6 +30,7 @@ from fulmen.ranks import rank_zero_warn
 __all__ = [
     "AttributeDict",
     "HyperparametersMixin",
+    "arguments_in",
     "clean_namespace",
     "dump_hyperparameters",
     "given_hyperparameters",
@@ -267,7 +268,7 @@ def _arguments_of(obj: Any, frame: types.FrameType | None, given: dict[str, Any]
     arguments: dict[str, Any] = {}
     while frame is not None:  # from the inside out: the value the user gave to the outermost class wins
         if _is_init_of(obj, frame):
-            arguments.update(_arguments_in(frame))
+            arguments.update(arguments_in(frame))
         frame = frame.f_back
     return arguments
 
@@ -277,7 +278,7 @@ def _is_init_of(obj: Any, frame: types.FrameType) -> bool:
     return code.co_name == "__init__" and code.co_argcount > 0 and frame.f_locals.get(code.co_varnames[0]) is obj
 
 
-def _arguments_in(frame: types.FrameType) -> dict[str, Any]:
+def arguments_in(frame: types.FrameType) -> dict[str, Any]:
     """The arguments of the function that runs in `frame`, without the first one and without `*args`."""
     code, values = frame.f_code, frame.f_locals
     num_named = code.co_argcount + code.co_kwonlyargcount

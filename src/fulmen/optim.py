@@ -105,7 +105,7 @@ class LightningOptimizer:
             MisconfigurationException: ``closure`` is not callable.
         """
         if closure is None:
-            closure = _nothing
+            closure = do_nothing_closure
         elif not callable(closure):
             raise MisconfigurationException(
                 f"`optimizer.step(closure={closure!r})`: expected a function that computes the loss. Leave it out if"
@@ -153,8 +153,8 @@ class LightningOptimizer:
         return getattr(self._optimizer, name)
 
 
-def _nothing() -> None:
-    return None
+def do_nothing_closure() -> None:
+    """The closure of a step that is given none."""
 
 
 def configure(trainer: Trainer, module: LightningModule) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:

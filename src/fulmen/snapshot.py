@@ -12,8 +12,9 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from fulmen.checkpoint.format import LOOPS, explain_mismatch, migrate, versions
+from fulmen.checkpoint.format import LOOPS, explain_mismatch, versions
 from fulmen.checkpoint.hyperparameters import dump_hyperparameters
+from fulmen.checkpoint.migration import migrate
 from fulmen.errors import CheckpointError
 from fulmen.fabric.seed import capture_random
 from fulmen.loops.fit import FitLoop, check_epoch_limit
@@ -21,6 +22,7 @@ from fulmen.progress import Progress
 from fulmen.ranks import rank_zero_warn
 
 if TYPE_CHECKING:
+    from fulmen.callback import Callback
     from fulmen.trainer import Trainer
 
 
@@ -153,7 +155,7 @@ def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Gives each callback its state back; says which states nobody takes."""
     states = checkpoint["callbacks"]
-    known = {callback.state_key for callback in trainer.callbacks}
+    known = {_key_in(states, callback) for callback in trainer.callbacks}
     if left := sorted(str(key) for key in states if key not in known):
         rank_zero_warn(
             f"The checkpoint holds states of callbacks that this Trainer does not have: {left}. They are ignored; add"
@@ -162,8 +164,13 @@ def restore_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
     for callback in trainer.callbacks:
-        if callback.state_key in states:
-            callback.load_state_dict(deepcopy(states[callback.state_key]))
+        if (key := _key_in(states, callback)) in states:
+            callback.load_state_dict(deepcopy(states[key]))
+
+
+def _key_in(states: dict[str, Any], callback: Callback) -> str:
+    """The key of a callback's state: files of before 1.5 know only its class."""
+    return callback.state_key if callback.state_key in states else type(callback).__qualname__
 
 
 def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fulmen.ranks import WarningCache
 
-__all__ = ["batch_size_of", "map_tensors", "move", "to_scalars"]
+__all__ = ["batch_size_of", "map_kind", "map_tensors", "move", "to_scalars"]
 
 _warned = WarningCache()
 
@@ -28,8 +28,14 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
         A tree of the same types with the results in place of the tensors; other leaves are the very same objects.
     """
 
+    return map_kind(Tensor, fn, tree)
+
+
+def map_kind(kind: type | tuple[type, ...], fn: Callable[[Any], Any], tree: Any) -> Any:
+    """As `map_tensors`, for every part of `tree` that is an instance of `kind`."""
+
     def visit(node: Any) -> Any:
-        return fn(node) if isinstance(node, Tensor) else _rebuild(node, visit)
+        return fn(node) if isinstance(node, kind) else _rebuild(node, visit)
 
     return visit(tree)
 

@@ -102,7 +102,9 @@ def layer_of(architecture):
 
     def look_up(module):
         path = module.replace(".", "/").removeprefix("fulmen/")
-        return rooms.get(path, rooms.get(path.split("/")[0]))  # a file with a line of its own, else its folder's
+        while path and path not in rooms:  # a file with a line of its own, else its folder's
+            path = path.rpartition("/")[0]
+        return rooms.get(path)
 
     return look_up
 

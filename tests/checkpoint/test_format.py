@@ -6,59 +6,12 @@ from torch import nn
 
 import fulmen
 from fulmen.checkpoint import format as layout
-from fulmen.checkpoint.format import explain_mismatch, migrate, versions
-from fulmen.errors import CheckpointError, PossibleUserWarning
-
-
-def checkpoint(version, **entries):
-    return {"epoch": 3, "global_step": 12, "pytorch-lightning_version": version, "state_dict": {}, **entries}
+from fulmen.checkpoint.format import explain_mismatch, versions
+from fulmen.errors import CheckpointError
 
 
 def test_versions_say_the_layout_and_who_wrote_it():
     assert versions() == {"pytorch-lightning_version": "2.6.6", "fulmen": {"version": fulmen.__version__}}
-
-
-@pytest.mark.parametrize("version", ["2.6.6", "2.0.0", "2.6.6.dev0", "2.1.0rc1"])
-def test_the_current_layout_passes_unchanged(version):
-    given = checkpoint(version)
-    assert migrate(given) is given
-    assert given == checkpoint(version)
-
-
-def test_a_newer_one_is_a_warning():
-    given = checkpoint("2.10.0")
-    with pytest.warns(PossibleUserWarning, match=r"2\.10\.0, which is newer"):
-        assert migrate(given) is given
-
-
-def test_an_older_one_keeps_its_version_and_the_given_dict_is_left_alone():
-    given = checkpoint("1.9.5", amp_scaling_state={"a": 1}, native_amp_scaling_state={"scale": 2.0}, loops={"x": 1})
-    before = dict(given)
-    migrated = migrate(given)
-    assert given == before
-    assert migrated == {
-        **checkpoint("2.6.6"),
-        "legacy_pytorch-lightning_version": "1.9.5",
-        "MixedPrecision": {"scale": 2.0},
-        "loops": {"x": 1},
-    }
-
-
-def test_the_counters_of_a_very_old_one_go_into_the_loops():
-    fit_loop = migrate(checkpoint("1.4.0"))["loops"]["fit_loop"]
-    assert fit_loop["epoch_progress"]["current"] == {"ready": 3, "completed": 3, "started": 3, "processed": 3}
-    step = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
-    assert step == {"total": {"ready": 12, "completed": 12}, "current": {"ready": 12, "completed": 12}}
-    assert migrate(checkpoint("1.5.0", loops={"x": 1}))["loops"] == {"x": 1}
-
-
-def test_what_is_no_checkpoint():
-    with pytest.raises(CheckpointError, match="holds an object of list"):
-        migrate([1])
-    with pytest.raises(CheckpointError, match=r"missing among 'a', 'b', 'c', 'd', 'e' and 1 more\.$"):
-        migrate(dict.fromkeys("abcdef", 1))
-    with pytest.raises(CheckpointError, match=r"plain state dict; type `model.load_state_dict\("):
-        migrate({"weight": torch.zeros(1)})
 
 
 class Net(nn.Module):

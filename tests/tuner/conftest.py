@@ -158,7 +158,9 @@ def picture(trainer: Trainer, module: Net, datamodule: Data | None, folder: Path
     return {
         **tensors_of(module),
         "modes": [part.training for part in module.modules()],
-        "attributes": {name: value for name, value in vars(module).items() if name not in ("_hparams", "_hparams_initial")},
+        "attributes": {
+            name: value for name, value in vars(module).items() if name not in ("_hparams", "_hparams_initial")
+        },
         "lists": (list(module.history), list(module.recent), list(module.by_name["sizes"])),
         "average": module.average.clone(),
         "metric": (module.mean.mean_value.clone(), module.mean.weight.clone()),
@@ -166,7 +168,7 @@ def picture(trainer: Trainer, module: Net, datamodule: Data | None, folder: Path
         "datamodule": None if datamodule is None else ({**vars(datamodule)}, dict(datamodule.hparams)),
         "generators": [owner.generator.get_state() for owner in (module, datamodule) if owner is not None],
         "trainer": {**vars(trainer)},
-        "fit_loop": {name: value for name, value in vars(fit).items()},
+        "fit_loop": {**vars(fit)},
         "progress": [p.state_dict() for p in (fit.epoch_progress, fit.batch_progress, fit.val_loop.batch_progress)],
         "state": (trainer.state.status, trainer.state.fn, trainer.state.stage, trainer.should_stop),
         "callbacks": list(trainer.callbacks),

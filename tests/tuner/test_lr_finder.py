@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -97,7 +98,7 @@ def test_rates_grow_from_the_first_to_the_last(mode, low, factor, steps):
     rates = [finder.rate(step) for step in range(steps)]
     assert rates[0] == low
     assert rates[-1] == pytest.approx(low * factor)
-    assert all(before < after for before, after in zip(rates, rates[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(rates))
 
 
 def test_it_goes_on_over_epochs_whatever_max_epochs_says(make):
@@ -143,7 +144,9 @@ def test_no_early_stop_without_a_threshold(make):
 @pytest.mark.filterwarnings("ignore:`training_step` returned None")
 def test_steps_without_a_loss_are_not_a_number(make):
     found = find(make, Scripted([1.0, None] * 5), num_training=5)
-    assert found.results["loss"] == pytest.approx([0.50505, math.nan, 0.5101, math.nan, 0.515147], rel=1e-5, nan_ok=True)
+    assert found.results["loss"] == pytest.approx(
+        [0.50505, math.nan, 0.5101, math.nan, 0.515147], rel=1e-5, nan_ok=True
+    )
     assert found.suggestion(0, 0) is not None
     found = find(make, Scripted([None] * 5), num_training=5, early_stop_threshold=4.0)
     assert found.results["loss"] == pytest.approx([math.nan] * 5, nan_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fulmen import Callback
 from fulmen.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
-from fulmen.errors import MisconfigurationException
+from fulmen.errors import MisconfigurationException, SIGTERMException
 from fulmen.loggers import CSVLogger
+from fulmen.plugins import MixedPrecision
 from fulmen.strategies import SingleDeviceStrategy
 from fulmen.tuner import Tuner
 
@@ -218,6 +220,32 @@ def test_double_precision_does_not_stay(make, net, unchanged):
     Tuner(trainer).lr_find(module, num_training=3, update_attr=False)
     check()
     assert module.dtype == torch.float32
+
+
+def test_the_loss_scale_does_not_stay(make, net):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=2)
+    trainer = make(plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    before = scaler.state_dict()
+    assert len(Tuner(trainer).lr_find(net(), num_training=5, update_attr=False).results["lr"]) == 5
+    assert trainer.scaler is scaler
+    assert scaler.state_dict() == before
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SIGTERMException)])
+def test_signals_end_it_after_the_batch(make, net, unchanged, number, error):
+    class Signalled(net):
+        def training_step(self, batch, batch_idx):
+            signal.raise_signal(number)
+            return super().training_step(batch, batch_idx)
+
+    trainer, module = make(), Signalled()
+    check = unchanged(trainer, module)
+    before = signal.getsignal(number)
+    with pytest.raises(error):
+        Tuner(trainer).lr_find(module)
+    assert signal.getsignal(number) is before
+    assert len(module.sizes.run) == 1
+    check()
 
 
 def test_it_is_silent(make, net, caplog):

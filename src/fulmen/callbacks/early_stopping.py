@@ -146,10 +146,10 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes back what ``state_dict`` gave; files of before 2.6 hold no reason."""
+        """Takes back what ``state_dict`` gave; files of before 2.6 hold no reason, those of before 0.10 no score."""
         self.wait_count = state_dict["wait_count"]
-        self.stopped_epoch = state_dict["stopped_epoch"]
-        self.best_score = torch.as_tensor(state_dict["best_score"])
+        self.stopped_epoch = state_dict.get("stopped_epoch", 0)
+        self.best_score = torch.as_tensor(state_dict.get("best_score", self.best_score))
         self.patience = state_dict["patience"]
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")

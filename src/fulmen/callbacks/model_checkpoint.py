@@ -226,7 +226,7 @@ class ModelCheckpoint(Checkpoint):
                 f"The checkpoint was written by a `ModelCheckpoint` with dirpath {before!r}, this one has"
                 f" {self.dirpath!r}: only `best_model_path` is taken over; scores and the other paths start anew."
             )
-        self.best_model_path = state_dict["best_model_path"]
+        self.best_model_path = state_dict.get("best_model_path", self.best_model_path)
 
     # ------------------------------------------------------------------------------------------------ hooks
 

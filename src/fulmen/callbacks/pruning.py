@@ -159,11 +159,11 @@ class ModelPruning(Callback):
     # ------------------------------------------------------------------------------------------------ hooks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forgets a former run; from here on the module takes states with masks."""
+        """Forgets a former run; from here on the module also takes states with masks."""
         self._originals, self._fresh, self._restored = {}, {}, {}
         if self._hook is not None:
             self._hook.remove()
-        self._hook = pl_module.register_load_state_dict_pre_hook(_take_masks)  # type: ignore[no-untyped-call]
+        self._hook = pl_module.register_load_state_dict_pre_hook(_without_masks)  # type: ignore[no-untyped-call]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lets go of the module."""
@@ -355,11 +355,9 @@ def _resampled(layer: nn.Module) -> nn.Module:
     return deepcopy(layer)
 
 
-def _take_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before a state with masks is loaded: the same parameters get a mask here."""
-    for key in list(state_dict):
-        path, _dot, name = key.removeprefix(prefix).removesuffix(_MASK).rpartition(".")
-        if key.endswith(_MASK) and key.removesuffix(_MASK) + _ORIGINAL in state_dict:
-            layer = module.get_submodule(path)
-            if layer._parameters.get(name) is not None:
-                prune.identity(layer, name)  # type: ignore[no-untyped-call]
+def _without_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state with masks is loaded into layers that have none: their weights are those of the state, masked."""
+    for key in [key.removesuffix(_MASK) for key in state_dict if key.endswith(_MASK)]:
+        path, _dot, name = key.removeprefix(prefix).rpartition(".")
+        if key + _ORIGINAL in state_dict and not _is_pruned(module.get_submodule(path), name):
+            state_dict[key] = state_dict.pop(key + _ORIGINAL) * state_dict.pop(key + _MASK)

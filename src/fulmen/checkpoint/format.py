@@ -1,4 +1,4 @@
-"""How a checkpoint is laid out: a dict that Lightning 2.6 reads, and that is read from any version of it.
+"""How a checkpoint is laid out: a dict that Lightning 2.6 reads.
 
 Its keys, in this order; the optional ones are there only if they have something to say:
 
@@ -19,14 +19,12 @@ Its keys, in this order; the optional ones are there only if they have something
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from fulmen.errors import CheckpointError, PossibleUserWarning
-from fulmen.ranks import rank_zero_info, rank_zero_warn
+from fulmen.errors import CheckpointError
 
 __all__ = [
     "CALLBACKS",
@@ -41,7 +39,7 @@ __all__ = [
     "STATE_DICT",
     "VERSION",
     "explain_mismatch",
-    "migrate",
+    "listed",
     "versions",
 ]
 
@@ -68,92 +66,6 @@ def versions() -> dict[str, Any]:
     from fulmen import __version__
 
     return {VERSION: LIGHTNING_VERSION, FULMEN: {"version": __version__}}
-
-
-# ------------------------------------------------------------------------------------------------ migration
-
-
-def migrate(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint in the current layout.
-
-    Args:
-        checkpoint: The content of a checkpoint of any version; left as it is.
-
-    Returns:
-        The very same object if nothing had to change, else a new dict that keeps the old version under
-        `legacy_pytorch-lightning_version`.
-
-    Raises:
-        CheckpointError: This is no checkpoint but something else that `torch.save` wrote.
-
-    Warns:
-        PossibleUserWarning: A newer version wrote it.
-    """
-    if not isinstance(checkpoint, Mapping) or VERSION not in checkpoint:
-        raise _no_checkpoint(checkpoint)
-    written_by = checkpoint[VERSION]
-    version = _parse(written_by)
-    if version > _parse(LIGHTNING_VERSION):
-        rank_zero_warn(
-            f"The checkpoint was written by version {written_by}, which is newer than the layout {LIGHTNING_VERSION} "
-            f"known here; what is new in it may be ignored or fail to load.",
-            category=PossibleUserWarning,
-        )
-    if version >= (2, 0):
-        return checkpoint
-    migrated = dict(checkpoint)
-    if version < (1, 6):
-        _counters_into_loops(migrated)
-    _renamed_scaler(migrated)
-    migrated[LEGACY_VERSION] = written_by
-    migrated[VERSION] = LIGHTNING_VERSION
-    rank_zero_info(
-        f"The checkpoint of version {written_by} was brought to the layout of {LIGHTNING_VERSION} in memory; the file "
-        f"is unchanged. Saving it again makes this permanent."
-    )
-    return migrated
-
-
-def _no_checkpoint(content: Any) -> CheckpointError:
-    if not isinstance(content, Mapping):
-        return CheckpointError(f"A checkpoint is a dict, and the file holds an object of {type(content).__name__}.")
-    message = f"The file holds a dict, but no checkpoint: the key {VERSION!r} is missing among {_listed(content)}."
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        message += " It looks like a plain state dict; type `model.load_state_dict(torch.load(path))`."
-    return CheckpointError(message)
-
-
-def _parse(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: "2.0.0rc1" is (2, 0, 0)."""
-    matched = re.match(r"\d+(?:\.\d+)*", str(version))
-    return tuple(int(part) for part in matched.group().split(".")) if matched else (0,)
-
-
-def _renamed_scaler(checkpoint: dict[str, Any]) -> None:
-    """The state of Apex has no reader any more; that of the gradient scaler has another name."""
-    checkpoint.pop("amp_scaling_state", None)
-    if (scaler := checkpoint.pop("native_amp_scaling_state", None)) is not None:
-        checkpoint["MixedPrecision"] = scaler
-
-
-def _counters_into_loops(checkpoint: dict[str, Any]) -> None:
-    """Before 1.6 the counters of the loop were the two top-level numbers alone."""
-    if LOOPS in checkpoint or EPOCH not in checkpoint or GLOBAL_STEP not in checkpoint:
-        return
-    epochs, steps = checkpoint[EPOCH], checkpoint[GLOBAL_STEP]
-    epoch_counts = {"ready": epochs, "completed": epochs, "started": epochs, "processed": epochs}
-    step_counts = {"ready": steps, "completed": steps}
-    checkpoint[LOOPS] = {
-        "fit_loop": {
-            "epoch_loop.automatic_optimization.optim_progress": {
-                "optimizer": {"step": {"total": step_counts, "current": dict(step_counts)}}
-            },
-            "epoch_progress": {"total": epoch_counts, "current": dict(epoch_counts)},
-        }
-    }
-
-
-# ------------------------------------------------------------------------------------------------ fit
 
 
 def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Any], error: Exception) -> CheckpointError:
@@ -220,6 +132,7 @@ def _shape(value: Any) -> str:
     return type(value).__name__ if shape is None else str(tuple(shape))
 
 
-def _listed(content: Mapping[str, Any]) -> str:
+def listed(content: Mapping[str, Any]) -> str:
+    """The first few keys of a mapping, for a message."""
     keys = [repr(key) for key in content]
     return ", ".join(keys[:_SHOWN_KEYS]) + (f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else "")

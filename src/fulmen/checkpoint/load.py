@@ -11,8 +11,9 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from fulmen.checkpoint.format import STATE_DICT, explain_mismatch, migrate
+from fulmen.checkpoint.format import STATE_DICT, explain_mismatch
 from fulmen.checkpoint.hyperparameters import AttributeDict, load_hparams_from_tags_csv, load_hparams_from_yaml
+from fulmen.checkpoint.migration import migrate
 from fulmen.checkpoint.store import read
 from fulmen.extras import need
 from fulmen.ranks import rank_zero_warn

@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from fulmen.checkpoint.unpickler import REDIRECTING
 from fulmen.errors import CheckpointError
 from fulmen.extras import need
 
@@ -266,7 +267,9 @@ def read(source: str | Path | IO[bytes], map_location: MapLocation = None, weigh
 
 def _load(stream: IO[bytes], name: str, map_location: MapLocation, weights_only: bool | None) -> Any:
     try:
-        return torch.load(stream, map_location=map_location, weights_only=weights_only)
+        if weights_only is False:
+            return torch.load(stream, map_location, REDIRECTING, weights_only=False)
+        return torch.load(stream, map_location, weights_only=weights_only)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # bytes of another kind make the unpickler fail in any way whatsoever

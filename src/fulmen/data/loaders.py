@@ -182,7 +182,7 @@ def hint_workers(loader: Any, name: str, *, reloading: bool = False) -> None:
             "them: `DataLoader(..., persistent_workers=True)`.",
             stacklevel=5,
         )
-    useful = _num_useful_workers()
+    useful = suggested_max_num_workers(max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if loader.num_workers < 2 and useful > 1:
         rank_zero_warn(
             f"The {name} loader has {loader.num_workers} workers, which may be a bottleneck. This process could use "
@@ -204,10 +204,19 @@ def _start_method(loader: DataLoader[Any]) -> str | None:
     return multiprocessing.get_start_method() if context is None else str(context.get_start_method())
 
 
-def _num_useful_workers() -> int:
+def suggested_max_num_workers(local_world_size: int) -> int:
+    """The most workers a loader should have: every process of this machine gets the same share of its CPUs.
+
+    Args:
+        local_world_size: Number of processes on this machine.
+
+    Raises:
+        ValueError: It is less than 1.
+    """
+    if local_world_size < 1:
+        raise ValueError(f"`suggested_max_num_workers({local_world_size})`: there is at least 1 process on a machine.")
     num_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    num_processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return max(1, num_cpus // num_processes - 1)
+    return max(1, num_cpus // local_world_size - 1)
 
 
 def hint_shuffle(loader: Any, name: str) -> None:

@@ -108,19 +108,21 @@ class _Sizes:
         """Whether ``steps`` steps with this size run through."""
         if size not in self._known:
             self._known[size] = self._try(size)
-            self.bench.free(scarce=not self._known[size])
             rank_zero_info(f"Batch size {size} {'fits' if self._known[size] else f'does not fit: {self.reason}'}.")
         return self._known[size]
 
     def _try(self, size: int) -> bool:
         counter = _Counter(self.steps)
+        filled = None
         try:
             self._run(size, counter)
         except Exception as error:
             if not is_oom_error(error):
                 raise
-            # only its text is kept: its frames hold what filled the memory
-            self.reason = str(error).partition("\n")[0].rstrip(".")
+            filled = str(error)  # only its text is kept: its frames hold what filled the memory
+        self.bench.free(scarce=filled is not None)
+        if filled is not None:
+            self.reason = filled.partition("\n")[0].rstrip(".")
             return False
         if counter.count < self.steps:
             self.reason = "no batch is run (an empty dataloader, `drop_last=True`, or a limit of 0 batches)"
@@ -197,8 +199,8 @@ def _bracket(sizes: _Sizes, size: int, max_trials: int, max_val: int) -> tuple[i
             size //= 2
     if best is None:
         raise MisconfigurationException(
-            f"No batch size fits. The last one tried was {failed}: {sizes.reason}. Start with a smaller one (`init_val`),"
-            " or let more be tried (`max_trials`)."
+            f"No batch size fits. The last one tried was {failed}: {sizes.reason}. Start with a smaller one"
+            " (`init_val`), or let more be tried (`max_trials`)."
         )
     return best, failed
 
@@ -216,7 +218,9 @@ def _with_margin(sizes: _Sizes, size: int, margin: float) -> int:
     smaller = max(1, int(size * (1 - margin)))
     while not sizes.fits(smaller):
         if smaller == 1:
-            raise MisconfigurationException(f"Batch size {size} fitted once, and after that not even 1: {sizes.reason}.")
+            raise MisconfigurationException(
+                f"Batch size {size} fitted once, and after that not even 1: {sizes.reason}."
+            )
         smaller = max(1, int(smaller * (1 - margin)))
     if smaller < size:
         rank_zero_info(f"Batch size {size} fits; {smaller} leaves a margin of {margin:.0%}.")

@@ -199,7 +199,7 @@ class Bench:
             self._kept.restore()
 
     def free(self, scarce: bool = False) -> None:
-        """Gives back the memory that earlier probes took on a device; on the CPU, where it takes time, if it is scarce."""
+        """Gives back the memory that earlier probes took on a device; that of the CPU only if it is scarce."""
         if scarce or self.task.trainer.strategy.root_device.type != "cpu":
             garbage_collection_cuda()
 

@@ -1,21 +1,29 @@
-"""Attributes that a setting may live in: on the module, on the datamodule, or among the hyperparameters of either."""
+"""Attributes that a setting may live in: on the module, on the datamodule, or among the hyperparameters of either.
+
+And the arguments of `__init__`, from which hyperparameters are made.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
-from fulmen.hparams import AttributeDict, clean_namespace, is_picklable, save_hyperparameters
+from fulmen.hparams import AttributeDict, arguments_in, clean_namespace, is_picklable, save_hyperparameters
 
 __all__ = [
     "AttributeDict",
     "clean_namespace",
+    "collect_init_args",
+    "get_init_args",
     "get_value",
     "holders_of",
     "is_picklable",
     "lightning_getattr",
     "lightning_hasattr",
     "lightning_setattr",
+    "parse_class_init_keys",
     "save_hyperparameters",
     "set_value",
 ]
@@ -87,3 +95,41 @@ def _holders(model: Any, attribute: str) -> list[Any]:
             f" hyperparameters of either. Set it in `__init__`: `self.{attribute} = ...`."
         )
     return holders
+
+
+def get_init_args(frame: FrameType) -> dict[str, Any]:
+    """The arguments of the method that runs in ``frame``, without ``self``; nothing if it does not call ``super()``."""
+    return arguments_in(frame) if "__class__" in frame.f_locals else {}
+
+
+def collect_init_args(
+    frame: FrameType | None,
+    path_args: list[dict[str, Any]],
+    inside: bool = False,
+    classes: type | tuple[type, ...] = (),
+) -> list[dict[str, Any]]:
+    """The arguments of ``frame`` and of the methods around it that call ``super()``, from the inside out.
+
+    Args:
+        frame: Where to begin.
+        path_args: What was found before; it is added to.
+        inside: Whether such a method was found before, so that the first other one ends the search.
+        classes: Only methods of these classes count; default all.
+    """
+    while frame is not None:
+        cls = frame.f_locals.get("__class__")
+        if isinstance(cls, type) and (not classes or issubclass(cls, classes)):
+            path_args.append(get_init_args(frame))
+            inside = True
+        elif inside:
+            break
+        frame = frame.f_back
+    return path_args
+
+
+def parse_class_init_keys(cls: type) -> tuple[str, str | None, str | None]:
+    """How ``cls.__init__`` calls the object, ``*args`` and ``**kwargs``; None for what it does not take."""
+    parameters = list(inspect.signature(cls.__init__).parameters.values())  # type: ignore[misc]
+    args = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), None)
+    kwargs = next((each.name for each in parameters if each.kind is each.VAR_KEYWORD), None)
+    return parameters[0].name, args, kwargs

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from fulmen import LightningModule, Trainer
+from fulmen import Callback, LightningModule, Trainer
 from fulmen.callbacks import ProgressBar, RichProgressBar, RichProgressBarTheme
 from fulmen.errors import MisconfigurationException
 
@@ -345,3 +345,98 @@ def test_a_metric_named_like_a_standard_one_warns_once():
     with pytest.warns(UserWarning, match="'v_num'"):
         assert bar.get_metrics(trainer, None) == {"v_num": 9.0}
     assert bar.get_metrics(trainer, None) == {"v_num": 9.0}
+
+
+# ---------------------------------------------------------------------------------------------------- parts by name
+
+
+def test_the_bar_that_runs_is_found_under_the_name_of_its_stage(tmp_path, screen):
+    seen = {}
+
+    class Look(Callback):
+        def look(self, trainer):
+            bar = trainer.progress_bar_callback
+            bars = {"sanity": bar.val_sanity_check_bar, "val": bar.val_progress_bar, "test": bar.test_progress_bar}
+            ids = {
+                "sanity": bar.val_sanity_progress_bar_id,
+                "val": bar.val_progress_bar_id,
+                "test": bar.test_progress_bar_id,
+                "predict": bar.predict_progress_bar_id,
+            }
+            there = {name: task.id for name, task in bars.items() if task is not None}
+            seen[str(trainer.state.stage)] = there, {name: number for name, number in ids.items() if number is not None}
+
+        def on_validation_batch_end(self, trainer, *arguments):
+            self.look(trainer)
+
+        on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    with screen:
+        trainer = trainer_with(tmp_path, RichProgressBar(), Look(), max_epochs=1, num_sanity_val_steps=1)
+        trainer.fit(Net(), loader(), loader())
+        trainer.test(Net(), loader(), verbose=False)
+        trainer.predict(Net(), loader())
+    for stage, name in {"sanity_check": "sanity", "validate": "val", "test": "test", "predict": "predict"}.items():
+        bars, ids = seen[stage]
+        assert list(ids) == [name]
+        assert bars == ({} if name == "predict" else ids)
+
+
+def test_columns_of_lightning_users_and_metrics_behind_them(tmp_path, screen):
+    from fulmen.callbacks.progress.rich_progress import BatchesProcessedColumn, CustomBarColumn, CustomTimeColumn
+
+    class Own(RichProgressBar):
+        def configure_columns(self, trainer):
+            return [CustomBarColumn(), BatchesProcessedColumn(style="green"), CustomTimeColumn(style="dim")]
+
+    with screen:
+        trainer_with(tmp_path, Own(), max_epochs=1).fit(Net(), loader())
+    assert "3/3" in screen.text
+    assert "loss: " in screen.text
+
+
+def test_metrics_stand_where_their_column_is(tmp_path, screen):
+    from fulmen.callbacks.progress.rich_progress import BatchesProcessedColumn, MetricsTextColumn
+
+    class Own(RichProgressBar):
+        def configure_columns(self, trainer):
+            metrics = MetricsTextColumn(trainer, "italic", " ", ".1f")
+            return [metrics, BatchesProcessedColumn("")]
+
+    with screen:
+        trainer_with(tmp_path, Own(), max_epochs=1).fit(Net(), loader())
+    last = screen.text.split("\r")[-2]
+    assert last.count("loss: ") == 1
+    assert last.index("loss: ") < last.index("3/3")
+
+
+def test_refresh_draws_what_is_new(tmp_path, screen):
+    class Counting(RichProgressBar):
+        reads = 0
+
+        def get_metrics(self, trainer, pl_module):
+            self.reads += 1
+            return super().get_metrics(trainer, pl_module)
+
+    counts = []
+
+    class Refreshing(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            bar = trainer.progress_bar_callback
+            for hard in (False, False, True):
+                before = bar.reads
+                bar.refresh(hard=hard)
+                counts.append(bar.reads - before)
+
+    with screen:
+        trainer_with(tmp_path, Counting(refresh_rate=1000), Refreshing(), max_epochs=1).fit(Net(), loader(2))
+    assert counts[1:3] == [0, 1]
+    assert counts[4:6] == [0, 1]
+
+
+def test_unknown_parts_are_attribute_errors():
+    from fulmen.callbacks.progress import rich_progress, tqdm_progress
+
+    for module in (rich_progress, tqdm_progress):
+        with pytest.raises(AttributeError, match="has no attribute 'Columm'"):
+            module.Columm  # noqa: B018
