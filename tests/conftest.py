@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fulmen.ranks import rank_zero_only
 
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
+os.environ["LOCAL_WORLD_SIZE"] = str(os.cpu_count())  # so that no machine has cores left to hint at
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import fulmen
 from fulmen.compiled import from_compiled, keep_logging_out, to_uncompiled
 
-DATA = [torch.full((1, 2), float(i)) for i in range(3)]
+DATA = DataLoader(torch.arange(3.0)[:, None].expand(-1, 2), batch_size=1)  # type: ignore[arg-type]
 
 # torch says so itself where graphs break; see test_logging_stays_out_of_the_graphs
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:There is a `validation_step` but no val dataloader"),
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
@@ -115,7 +117,7 @@ def test_every_entry_point_takes_it(trainer: Any, graphs: Any) -> None:
     compiled = torch.compile(Net(), backend=graphs)
     assert list(trainer.validate(compiled, DATA, verbose=False)[0]) == ["val"]
     assert len(trainer.predict(compiled, DATA)) == 3
-    with pytest.raises(fulmen.errors.MisconfigurationException, match="`Trainer.test` needs `test_step`"):
+    with pytest.raises(fulmen.errors.MisconfigurationException, match=r"`Trainer\.test` needs `test_step`"):
         trainer.test(compiled, DATA)
 
 
@@ -179,7 +181,7 @@ def test_modules_that_are_not_compiled_are_left_alone() -> None:
 
 
 def test_what_is_not_compiled(graphs: Any) -> None:
-    with pytest.raises(ValueError, match="given Net; expected what `torch.compile"):
+    with pytest.raises(ValueError, match=r"given Net; expected what `torch\.compile"):
         from_compiled(Net())
     with pytest.raises(ValueError, match="given a compiled Linear"):
         from_compiled(torch.compile(torch.nn.Linear(1, 1), backend=graphs))

@@ -21,6 +21,7 @@ def test_need_returns_the_module():
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "sklearn.datasets", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "fulmen\[demo\]"') as raised:
         need("sklearn.datasets")
     assert raised.value.name == "sklearn"

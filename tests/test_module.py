@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import fulmen
 from fulmen.errors import LightningDeprecationWarning
@@ -41,7 +42,8 @@ class Both(Sharded):
 
 def fit(module: fulmen.LightningModule) -> None:
     off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    fulmen.Trainer(accelerator="cpu", max_epochs=1, **dict.fromkeys(off, False)).fit(module, [torch.ones(1, 2)])
+    trainer = fulmen.Trainer(accelerator="cpu", max_epochs=1, **dict.fromkeys(off, False))
+    trainer.fit(module, DataLoader(torch.ones(1, 2)))
 
 
 def test_freeze_and_unfreeze() -> None:

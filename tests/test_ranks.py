@@ -6,7 +6,10 @@ import sys
 import warnings
 
 import pytest
+from torch.utils.data import DataLoader
 
+import fulmen
+from fulmen.demos.boring_classes import BoringModel, RandomDataset
 from fulmen.errors import LightningDeprecationWarning, PossibleUserWarning
 from fulmen.ranks import (
     WarningCache,
@@ -112,6 +115,36 @@ def test_a_larger_stacklevel_names_the_callers_caller():
     with pytest.warns(PossibleUserWarning) as caught:
         library_function()
     assert caught[0].lineno == line
+
+
+def test_warnings_of_a_run_name_the_users_line(tmp_path):
+    trainer = fulmen.Trainer(default_root_dir=tmp_path, max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    model = BoringModel()
+    line = inspect.currentframe().f_lineno + 2
+    with pytest.warns(PossibleUserWarning, match="log_every_n_steps") as caught:
+        trainer.fit(model, DataLoader(RandomDataset(32, 8)))
+    places = {(w.filename, w.lineno) for w in caught if "log_every_n_steps" in str(w.message)}
+    assert places == {(__file__, line)}
+
+
+def test_without_a_users_frame_the_level_asked_for_is_kept():
+    code = "from fulmen.ranks import _outside_libraries; print(_outside_libraries(2), _outside_libraries(40))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["2", "40"]
+
+
+@pytest.mark.parametrize(
+    ("logging_of_the_program", "said"),
+    [("pass", 1), ("logging.basicConfig(level=logging.INFO)", 1), ("logging.getLogger('fulmen').setLevel('ERROR')", 0)],
+)
+def test_information_is_seen_once_whoever_set_up_logging_and_when(logging_of_the_program, said):
+    code = (
+        "import logging; from fulmen import seed_everything; from fulmen.ranks import rank_zero_info;"
+        f"seed_everything(7); {logging_of_the_program}; rank_zero_info('news')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr.count("Seed set to 7") == 1
+    assert run.stderr.count("news") == said
 
 
 def test_the_cache_says_things_once(caplog):

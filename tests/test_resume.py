@@ -157,11 +157,12 @@ def test_a_path_set_beforehand_is_used_in_every_run(fitted: fulmen.Trainer, tmp_
     [
         ([], "best", ValueError, "there is no checkpoint callback.*Add `ModelCheckpoint"),
         ([ModelCheckpoint()], "best", ValueError, "ModelCheckpoint has no best checkpoint.*Has `fit` saved one"),
+        ([ModelCheckpoint()], "best", ValueError, r"the module, to use its weights as they are: `trainer.test\(module"),
         ([], "hpc", ValueError, r"no `hpc_ckpt_<n>\.ckpt` in"),
         ([], "", ValueError, r'`ckpt_path=""` is empty\. Give a path, "best", "last", or None'),
         ([], "nowhere.ckpt", FileNotFoundError, "There is no checkpoint 'nowhere.ckpt'"),
     ],
-    ids=["no callback", "no best", "no hpc", "empty", "no file"],
+    ids=["no callback", "no best", "what instead of best", "no hpc", "empty", "no file"],
 )
 def test_what_is_not_there(
     tmp_path: Path, callbacks: list[Any], given: str, error: type[Exception], message: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -14,7 +15,7 @@ class Publisher(TrainerView):
     """The part of a Trainer that hands metrics to its loggers."""
 
     _log_decision: tuple[int, bool] = (-1, False)
-    _logged_at: float = 0.0
+    _logged_at: float = -math.inf
 
     def logs_step(self, stepped: int) -> bool:
         """Whether the metrics of this step are due at the loggers."""

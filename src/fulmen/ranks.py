@@ -12,7 +12,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
+
+import torch
 
 from fulmen.errors import LightningDeprecationWarning, PossibleUserWarning
 
@@ -38,17 +42,24 @@ log = logging.getLogger("fulmen")
 # The defaults (4, 5, 6) are those users know; the frames they count that do not exist here are taken off again.
 _UNUSED_FRAMES = 2
 
+# What a warning never names: its reader looks for a line of their own.
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+
 
 class _StandardError(logging.Handler):
-    """Writes to what `sys.stderr` is at that moment, which a progress bar may have replaced."""
+    """Writes to what `sys.stderr` is at that moment, which a progress bar may have replaced.
+
+    Once the program has set up logging, its handlers say everything.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes one line."""
-        sys.stderr.write(self.format(record) + "\n")
+        """Write one line."""
+        if not logging.getLogger().handlers:
+            sys.stderr.write(self.format(record) + "\n")
 
 
 def show_information() -> None:
-    """Lets the INFO lines of fulmen be seen, unless the program has set up logging itself."""
+    """Let the INFO lines of fulmen be seen, unless the program has set up logging itself."""
     if not log.handlers and not logging.getLogger().handlers:
         log.addHandler(_StandardError())
         if log.level == logging.NOTSET:
@@ -99,6 +110,7 @@ def rank_zero_only(fn: Callable[..., Any], default: Any = None) -> Callable[...,
 def rank_zero_info(*args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
     """Log a record of level INFO on rank 0; arguments as for `logging.Logger.info`."""
     if rank_zero_only.rank == 0:
+        show_information()
         log.info(*args, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
 
 
@@ -115,12 +127,23 @@ def rank_zero_warn(
 
     Args:
         message: The text, or a ready made warning.
-        stacklevel: Which frame the warning names: 4 is the caller, 5 the caller's caller, and so on.
+        stacklevel: Which frame the warning names: 4 is the caller, 5 the caller's caller, and so on. Where that is one
+            of fulmen or PyTorch, the next one outwards that is not.
         category: Class of the warning.
         **kwargs: Further arguments of `warnings.warn`.
     """
     if rank_zero_only.rank == 0:
-        warnings.warn(message, category=category, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
+        level = _outside_libraries(stacklevel - _UNUSED_FRAMES)
+        warnings.warn(message, category=category, stacklevel=level, **kwargs)
+
+
+def _outside_libraries(stacklevel: int) -> int:
+    """The first level from `stacklevel` on, as counted in the caller, that is a user's frame; else `stacklevel`."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and (level < stacklevel or frame.f_code.co_filename.startswith(_LIBRARIES)):
+        frame, level = frame.f_back, level + 1
+    return stacklevel if frame is None else level
 
 
 def rank_zero_deprecation(message: str, stacklevel: int = 5, **kwargs: Any) -> None:

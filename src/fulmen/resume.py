@@ -62,8 +62,8 @@ def best(trainer: Trainer) -> str:
     if not path:
         reason = " `fast_dev_run` saves none." if trainer.fast_dev_run else " Has `fit` saved one?"
         raise ValueError(
-            f'`ckpt_path="best"`, but {type(callbacks[0]).__name__} has no best checkpoint.{reason} Pass a path'
-            " instead."
+            f'`ckpt_path="best"`, but {type(callbacks[0]).__name__} has no best checkpoint.{reason} Pass a path,'
+            f" or the module, to use its weights as they are: `trainer.{trainer.state.fn}(module)`."
         )
     return str(path)
 

@@ -27,7 +27,6 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
     Returns:
         A tree of the same types with the results in place of the tensors; other leaves are the very same objects.
     """
-
     return map_kind(Tensor, fn, tree)
 
 

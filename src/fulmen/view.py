@@ -302,8 +302,8 @@ class TrainerView:
 
     @property
     def num_training_batches(self) -> int | float:
-        """Batches of a training epoch; infinity if not known."""
-        return self.fit_loop.feed.num_batches if self.fit_loop.feed is not None else math.inf
+        """Batches of a training epoch, of the last fit if none is running; infinity if not known."""
+        return self.fit_loop.num_batches
 
     @property
     def num_val_batches(self) -> list[int | float]:

@@ -213,6 +213,10 @@ def test_a_missing_file_says_what_there_is(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="is empty"):
         io.load_checkpoint(tmp_path / "empty" / "last.ckpt")
+    (tmp_path / "empty" / "train.py").touch()
+    with pytest.raises(FileNotFoundError, match="there is none") as caught:
+        io.load_checkpoint(tmp_path / "empty" / "last.ckpt")
+    assert "train.py" not in str(caught.value)
 
 
 def test_a_directory_is_no_file(tmp_path):

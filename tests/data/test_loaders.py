@@ -21,7 +21,7 @@ DATA = TensorDataset(torch.arange(6))
 def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch._utils, "cpu_count", lambda: 8, raising=False)  # not there before torch 2.12
 
 
 def messages(loader: Any, **kwargs: Any) -> list[warnings.WarningMessage]:

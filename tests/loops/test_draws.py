@@ -13,7 +13,10 @@ from fulmen.data.feed import Feed
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.loops.draws import BatchIterator, batches_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*draws its batches itself")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*draws its batches itself"),
+    pytest.mark.filterwarnings("ignore:There is a `validation_step` but no val dataloader"),
+]
 
 
 class Drawing(fulmen.LightningModule):

@@ -293,6 +293,20 @@ def test_training_batches_of_an_epoch(fit: Any, Net: Any, data: Any, arguments: 
     assert (trainer.num_training_batches, trainer.global_step) == (batches, batches)
 
 
+def test_training_batches_stay_known_after_another_entry_point(fit: Any, ValNet: Any, data: Any) -> None:
+    trainer = fit(ValNet(), data(8))
+    trainer.predict(ValNet(), data(3))
+    assert trainer.num_training_batches == 8
+
+
+def test_a_fit_with_nothing_left_says_what_to_type(fit: Any, Net: Any, data: Any, caplog: Any) -> None:
+    trainer = fit(Net(), data(2), max_epochs=2)
+    with caplog.at_level("INFO", logger="fulmen"):
+        trainer.fit(Net(), data(2))
+    assert "Nothing was trained, as 2 epochs were trained before" in caplog.text
+    assert "`trainer.fit_loop.max_epochs = 4`" in caplog.text
+
+
 @pytest.mark.parametrize("limit", [0, 0.0])
 def test_no_training_batches_no_training(fit: Any, Net: Any, data: Any, limit: float) -> None:
     class Starts(Net):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+import fulmen
 from fulmen.data import CombinedLoader
 
 
@@ -115,3 +116,27 @@ def test_reloading_data(quiet: Any, ValNet: Any, data: Any, every: int, requests
     module = Counts()
     quiet(max_epochs=4, reload_dataloaders_every_n_epochs=every).fit(module)
     assert (module.trains, module.vals) == requests
+
+
+def test_only_the_module_can_skip_an_epoch(quiet: Any, data: Any, Net: Any) -> None:
+    class SaysMinusOne(fulmen.Callback):
+        def on_train_batch_start(self, *_: Any) -> int:
+            return -1
+
+    class Skips(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    for module, steps in ((Net(), 4), (Skips(), 2)):
+        trainer = quiet(callbacks=[SaysMinusOne(), SaysMinusOne()])
+        trainer.fit(module, data(4))
+        assert trainer.global_step == steps
+
+
+def test_a_watched_run_can_skip_too(quiet: Any, data: Any, Net: Any) -> None:
+    module = Net()
+    module.on_train_batch_start = lambda batch, batch_idx: -1
+    trainer = quiet()
+    trainer.measure_timings()
+    trainer.fit(module, data(4))
+    assert trainer.global_step == 0

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import pytest
 
 from fulmen import LightningDataModule, LightningModule, Trainer
-from fulmen.utilities.parsing import lightning_getattr, lightning_hasattr, lightning_setattr
+from fulmen.utilities.parsing import (
+    collect_init_args,
+    get_init_args,
+    lightning_getattr,
+    lightning_hasattr,
+    lightning_setattr,
+    parse_class_init_keys,
+)
 
 
 class Net(LightningModule):
@@ -54,3 +64,43 @@ def test_without_a_trainer():
     module = Net()
     module.size = 2
     assert lightning_getattr(module, "size") == 2
+
+
+class Outer:
+    def __init__(self, a: int, *, lr: float = 0.1, **kwargs: Any) -> None:
+        super().__init__()
+        self.found = (
+            get_init_args(inspect.currentframe()),  # type: ignore[arg-type]
+            collect_init_args(inspect.currentframe(), []),
+        )
+
+
+class Inner(Outer):
+    def __init__(self, width: int, *args: Any) -> None:
+        super().__init__(1, depth=width)
+
+
+class Silent:
+    def __init__(self, a: int) -> None:
+        self.found = get_init_args(inspect.currentframe())  # type: ignore[arg-type]
+
+
+def test_arguments_of_init() -> None:
+    own, around = Inner(5, 6).found
+    assert own == {"a": 1, "lr": 0.1, "depth": 5}
+    assert around == [own, {"width": 5}]
+    assert Silent(1).found == {}  # without `super()` there is no telling whose method it is
+
+
+def test_arguments_of_some_classes_only() -> None:
+    class Asks(Inner):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.found = collect_init_args(inspect.currentframe(), [{"first": 1}], classes=Asks)  # type: ignore[assignment]
+
+    assert Asks().found == [{"first": 1}, {}]  # type: ignore[comparison-overlap]
+
+
+def test_names_in_init() -> None:
+    assert parse_class_init_keys(Outer) == ("self", None, "kwargs")
+    assert parse_class_init_keys(Inner) == ("self", "args", None)

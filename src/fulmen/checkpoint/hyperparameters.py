@@ -160,14 +160,17 @@ def save_hparams_to_yaml(
     import yaml
 
     dumper = _dumper()
-    writable = {}
+    writable, left_out = {}, []
     for key, value in _as_mapping(hparams).items():
         try:
             yaml.dump({key: value}, Dumper=dumper)
         except (yaml.YAMLError, TypeError):
-            rank_zero_warn(f"The hyperparameter {key!r} is not written to {config_yaml}: YAML has no safe form for it.")
+            left_out.append(repr(key))
         else:
             writable[key] = value
+    if left_out:
+        names = ", ".join(left_out)
+        rank_zero_warn(f"Not written to {config_yaml}, as YAML has no safe form for it: hyperparameter {names}.")
     with _open(config_yaml, "w") as file:
         yaml.dump(writable, file, Dumper=dumper)
 

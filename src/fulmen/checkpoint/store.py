@@ -24,6 +24,7 @@ __all__ = ["CheckpointIO", "TorchCheckpointIO", "atomic_write", "is_url", "read"
 
 _TEMPORARY_SUFFIX = ".partial"
 _SHOWN_NAMES = 10
+_SHOWN_SUFFIXES = (".ckpt", ".pt", ".pth")
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how torch names what a weights-only load refuses
 
 MapLocation = Any  # whatever torch.load takes
@@ -330,7 +331,10 @@ def _contents(directory: Path) -> str:
     entries = [entry for entry in directory.iterdir() if not entry.name.endswith(_TEMPORARY_SUFFIX)]
     if not entries:
         return f"The directory {str(directory)!r} is empty."
-    newest_first = sorted(entries, key=lambda entry: entry.lstat().st_mtime, reverse=True)
+    checkpoints = [entry for entry in entries if entry.suffix in _SHOWN_SUFFIXES]
+    if not checkpoints:
+        return f"In the directory {str(directory)!r} there is none."
+    newest_first = sorted(checkpoints, key=lambda entry: entry.lstat().st_mtime, reverse=True)
     names = [entry.name for entry in newest_first]
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return f"In {str(directory)!r} there are (newest first): {', '.join(names[:_SHOWN_NAMES])}{more}."

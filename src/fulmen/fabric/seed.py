@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fulmen.extras import available
-from fulmen.ranks import rank_prefixed_message, rank_zero_only, rank_zero_warn
+from fulmen.ranks import rank_prefixed_message, rank_zero_only, rank_zero_warn, show_information
 
 __all__ = [
     "capture_random",
@@ -52,6 +52,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     if not MIN_SEED <= seed <= MAX_SEED:
         raise ValueError(f"The seed {seed} is not in bounds: it has to be in [{MIN_SEED}, {MAX_SEED}].")
     if verbose:
+        show_information()
         log.info(rank_prefixed_message(f"Seed set to {seed}", _known_rank()))
     os.environ["PL_GLOBAL_SEED"] = str(seed)
     os.environ["PL_SEED_WORKERS"] = str(int(workers))

@@ -45,8 +45,8 @@ class BatchIterator:
 
     def steps(self) -> Iterator[Self]:
         """This object once for each step, until there are no batches left."""
-        for self.batch in self._batches:
-            self._is_fetched = True
+        for batch in self._batches:
+            self.batch, self._is_fetched = batch, True
             while self._is_fetched:  # a step that draws nothing leaves it to the next
                 yield self
 

@@ -74,6 +74,7 @@ class FitLoop:
         self.batches_that_stepped = 0
         self.closes = True
         self.feed: Feed | None = None
+        self.num_batches: int | float = float("inf")
         self.schedulers = Schedulers(trainer, [])
         self.last_validation = 0.0
         self.validation_pending: bool | None = False
@@ -101,6 +102,7 @@ class FitLoop:
             self.plateau_pending = False
             self.schedulers.after_epoch(self.current_epoch - 1)
         if self.done():
+            self.tell_nothing_is_left()
             return
         self.step = self.bind_step()
         self.last_validation = time.monotonic()
@@ -270,6 +272,15 @@ class FitLoop:
             rank_zero_info(f"`Trainer.fit` stopped: {reason}.")
         return reason is not None
 
+    def tell_nothing_is_left(self) -> None:
+        """Says how to go on where all epochs were trained before this fit."""
+        epochs = self.epoch_progress.current.processed
+        if epochs and epochs == self.max_epochs:
+            rank_zero_info(
+                f"Nothing was trained, as {epochs} epochs were trained before. To go on raise the limit,"
+                f" `trainer.fit_loop.max_epochs = {2 * epochs}`; to begin anew make a new Trainer."
+            )
+
     def epoch_ends_early(self) -> bool:
         """Whether the epoch ends before its batches do."""
         if self.global_step >= self.step_limit or self.limit_reached():
@@ -360,6 +371,7 @@ class FitLoop:
         if self.feed is None:
             trainer = self.trainer
             self.feed = trainer.data.feed("train")
+            self.num_batches = self.feed.num_batches
             self._loaded_at_epoch = self.current_epoch
             trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed)
             trainer.data.warn_log_interval(self.feed.num_batches)
@@ -473,7 +485,9 @@ class FitLoop:
             "samples_before_epoch": self.samples_before_epoch if in_epoch else self.count("samples"),
             "batch_pending": in_batch_end or (trainer.validating and trainer.state.fn == "fit"),
             "plateau_pending": epochs.completed < epochs.processed and self.feed is not None and self.consumed,
-            "feed": self.feed.state_dict(used=None if self.step_draws else counts.processed) if self.feed is not None else None,
+            "feed": self.feed.state_dict(used=None if self.step_draws else counts.processed)
+            if self.feed is not None
+            else None,
             "val_feeds": [feed.state_dict() for feed in self.val_loop.feeds or ()],
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
         }

@@ -39,6 +39,13 @@ def test_an_epoch_is_two_lines(lines):
     assert second == "Epoch 0/9: 100/100 batches in 0:00:50, 2.00it/s, loss: 0.5 v_num: 3"
 
 
+def test_one_batch_is_not_several(lines):
+    track = epoch()
+    track.total = 1
+    lines.open(track)
+    assert written(lines) == ["Training: 1 batch per epoch"]
+
+
 def test_only_the_first_epoch_says_how_much_there_is_to_do(lines):
     for number in range(3):
         track = epoch(number)

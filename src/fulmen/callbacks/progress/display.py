@@ -118,7 +118,7 @@ class LineDisplay:
         """Say how much there is to do, at the first epoch only."""
         if track.training and self._epochs == 0:
             batches = "an unknown number of" if track.total is None else f"{track.total:,}"
-            self._write(f"Training: {batches} batches per epoch")
+            self._write(f"Training: {batches} {'batch' if track.total == 1 else 'batches'} per epoch")
         self._epochs += track.training
 
     def draw(self, track: Track) -> None:
