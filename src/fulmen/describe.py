@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fulmen.hooks import describe_hooks
-from fulmen.loops.step import choose_step
 
 if TYPE_CHECKING:
     from fulmen.module import LightningModule
@@ -43,7 +42,7 @@ def _limits(trainer: Trainer) -> list[str]:
         "root": trainer.default_root_dir,
     }
     if "step" in trainer.fit_loop.__dict__:
-        rows["step"] = (choose_step.__doc__ or "") and type(trainer.fit_loop.step).__name__
+        rows["step"] = type(trainer.fit_loop.step).__name__
     width = max(map(len, rows))
     return [f"{name:<{width}}  {value}" for name, value in rows.items()]
 

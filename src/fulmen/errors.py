@@ -4,7 +4,6 @@
 Exception
 ├── MisconfigurationException        a setting of the user's that cannot work       .subject
 │   └── LossError (also RuntimeError)  a loss autograd cannot use                   .subject
-├── TunerExit                        a tuner has its answer and leaves the run
 └── RuntimeError
     ├── CheckpointError              a checkpoint that is unreadable or does not fit  .path
     └── TrainingSpikeException       the loss jumped away from its recent values    .batch_idx
@@ -33,7 +32,6 @@ __all__ = [
     "PossibleUserWarning",
     "SIGTERMException",
     "TrainingSpikeException",
-    "TunerExit",
 ]
 
 SIGTERM_EXIT_CODE = 143  # 128 + SIGTERM, what a shell reports for a process ended by that signal
@@ -94,10 +92,6 @@ class SIGTERMException(SystemExit):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
         self.code = SIGTERM_EXIT_CODE
-
-
-class TunerExit(Exception):
-    """A tuner has its answer and leaves the run it started; never reaches the user."""
 
 
 class PossibleUserWarning(UserWarning):

@@ -293,8 +293,8 @@ def test_training_batches_of_an_epoch(fit: Any, Net: Any, data: Any, arguments: 
     assert (trainer.num_training_batches, trainer.global_step) == (batches, batches)
 
 
-def test_training_batches_stay_known_after_another_entry_point(fit: Any, ValNet: Any, data: Any) -> None:
-    trainer = fit(ValNet(), data(8))
+def test_training_batches_stay_known_after_another_entry_point(fit: Any, Net: Any, ValNet: Any, data: Any) -> None:
+    trainer = fit(Net(), data(8))
     trainer.predict(ValNet(), data(3))
     assert trainer.num_training_batches == 8
 
