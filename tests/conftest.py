@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fulmen.ranks import rank_zero_only
 
+settings.register_profile("fulmen", deadline=None)  # no test is about time
+settings.load_profile("fulmen")
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 os.environ["LOCAL_WORLD_SIZE"] = str(os.cpu_count())  # so that no machine has cores left to hint at
 

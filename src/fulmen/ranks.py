@@ -12,11 +12,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
-
-import torch
 
 from fulmen.errors import LightningDeprecationWarning, PossibleUserWarning
 
@@ -42,8 +39,7 @@ log = logging.getLogger("fulmen")
 # The defaults (4, 5, 6) are those users know; the frames they count that do not exist here are taken off again.
 _UNUSED_FRAMES = 2
 
-# What a warning never names: its reader looks for a line of their own.
-_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (__file__, torch.__file__))
+_FULMEN = os.path.dirname(__file__) + os.sep
 
 
 class _StandardError(logging.Handler):
@@ -138,10 +134,15 @@ def rank_zero_warn(
 
 
 def _outside_libraries(stacklevel: int) -> int:
-    """The first level from `stacklevel` on, as counted in the caller, that is a user's frame; else `stacklevel`."""
+    """The first level from `stacklevel` on, as counted in the caller, that is a user's frame; else `stacklevel`.
+
+    Who reads a warning looks for a line of their own.
+    """
+    torch = sys.modules.get("torch")  # not imported for this: the module has to stay cheap
+    libraries = (_FULMEN,) if torch is None else (_FULMEN, os.path.dirname(str(torch.__file__)) + os.sep)
     frame: FrameType | None = sys._getframe(1)
     level = 1
-    while frame is not None and (level < stacklevel or frame.f_code.co_filename.startswith(_LIBRARIES)):
+    while frame is not None and (level < stacklevel or frame.f_code.co_filename.startswith(libraries)):
         frame, level = frame.f_back, level + 1
     return stacklevel if frame is None else level
 

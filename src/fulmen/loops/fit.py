@@ -278,7 +278,8 @@ class FitLoop:
         if epochs and epochs == self.max_epochs:
             rank_zero_info(
                 f"Nothing was trained, as {epochs} epochs were trained before. To go on raise the limit,"
-                f" `trainer.fit_loop.max_epochs = {2 * epochs}`; to begin anew make a new Trainer."
+                f" `trainer.fit_loop.max_epochs = {2 * epochs}`; to begin anew make a new Trainer,"
+                " and give it no `ckpt_path`."
             )
 
     def epoch_ends_early(self) -> bool:
