@@ -10,13 +10,14 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints
 TORCH = $$(grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-all bench clean
+.PHONY: help setup demo lint test test-all compatibility bench clean
 
 help:
 	@echo 'make demo      install into .venv, train something and show what fulmen does'
 	@echo 'make test      lint, types and the quick tests: what CI runs'
 	@echo 'make test-all  the same with the slow tests, and those for a GPU where there is one'
 	@echo 'make lint      ruff and mypy only'
+	@echo 'make compatibility  write docs/compatibility.md: what of Lightning is here, and what differs'
 	@echo 'make bench     fulmen side by side with other frameworks, in .venv-bench'
 	@echo 'make clean     remove caches and the outputs of runs; the environments stay'
 
@@ -41,6 +42,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/pytest -n 2
+
+compatibility: $(INSTALLED)
+	$(BIN)/python scripts/compatibility.py
 
 $(BENCH_INSTALLED): pyproject.toml constraints.txt
 	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv .venv-bench

@@ -283,7 +283,16 @@ def test_tensors_of_several_sizes_warn_and_the_first_counts(monkeypatch):
     assert writer.book.batch_size == 4
 
 
-@pytest.mark.parametrize("batch", ["text", ["a", "b"], 3, None, {"a": 1}])
+def test_no_batch_counts_as_one() -> None:
+    writer = Writer("validation_step")
+    for value in (1.0, 2.0):
+        writer.batch(None)
+        writer.log("a", value)
+    writer.book.end("validate")
+    assert writer.book.callback_metrics["a"] == 1.5
+
+
+@pytest.mark.parametrize("batch", ["text", ["a", "b"], 3, [None], {"a": 1}])
 def test_a_batch_without_size_needs_it_given(batch):
     writer = Writer()
     writer.batch(batch)

@@ -121,7 +121,7 @@ def test_str_says_how_much_data_there_are():
 
     assert str(Data()).splitlines() == [
         "{Train dataloader: size=10}",
-        "{Validation dataloader: 0. size=3 ; 1. size=unknown}",
+        "{Validation dataloader: 1. size=3 ; 2. size=NA}",
         "{Test dataloader: None}",
         "{Predict dataloader: None}",
     ]

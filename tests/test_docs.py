@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fulmen.callbacks
 from fulmen.fabric.seed import isolate_rng
 from fulmen.hooks import HOOKS
 
@@ -50,6 +51,27 @@ def test_links_lead_somewhere(page):
 def test_the_index_lists_every_page():
     listed = set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
     assert listed == {page.name for page in PAGES} - {"index.md"}
+
+
+def test_the_table_of_callbacks_has_all():
+    text = (ROOT / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    first_cells = re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)
+    listed = [name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(fulmen.callbacks.__all__)
+    assert listed == sorted(listed, key=str.casefold)
+
+
+def heading_anchors(page):
+    """The names by which links may point into a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", EVERYTHING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_into_pages_find_their_heading(page):
+    links = re.findall(r"\]\(([\w./-]*)#([\w-]+)\)", page.read_text(encoding="utf-8"))
+    targets = [(page.parent / target if target else page, anchor) for target, anchor in links]
+    assert [anchor for target, anchor in targets if anchor not in heading_anchors(target)] == []
 
 
 def hook_table():

@@ -316,6 +316,7 @@ CHANGING: dict[str, Any] = {
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.filterwarnings("ignore:Deterministic behavior")
+@pytest.mark.filterwarnings("ignore:.*deterministic=True, benchmark=True")
 @pytest.mark.parametrize("arguments", [{}, CHANGING, {"precision": "bf16-mixed"}, {"deterministic": "warn"}], ids=str)
 @pytest.mark.parametrize("place", [None, "training_step", "validation_step", "configure_optimizers", "predict_step"])
 def test_the_process_is_as_it_was(tmp_path: Path, place: str | None, arguments: dict[str, Any]) -> None:

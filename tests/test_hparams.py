@@ -12,8 +12,11 @@ from types import MappingProxyType
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from fulmen import LightningModule, Trainer
 from fulmen.hparams import HyperparametersMixin, clean_namespace, given_hyperparameters, is_picklable
+from fulmen.loggers import CSVLogger, TensorBoardLogger
 
 
 class Everything(HyperparametersMixin):
@@ -221,6 +224,14 @@ def test_ignore(ignore):
     assert Ignoring(1).hparams == {"a": 1}
 
 
+def test_a_name_that_is_asked_for_and_ignored():
+    class Both(HyperparametersMixin):
+        def __init__(self, a, b=2):
+            self.save_hyperparameters("a", "b", ignore="b")
+
+    assert Both(1).hparams == {"a": 1}
+
+
 def test_remove_ignored_hparams():
     net = Everything(1)
     net.remove_ignored_hparams(["a", "unknown"])
@@ -259,6 +270,44 @@ def test_a_module_among_them_is_a_warning_at_the_line_of_the_call():
     with pytest.warns(UserWarning, match=r"'a' is an `nn.Module`.*ignore=\['a'\]") as caught:
         Everything(nn.Linear(1, 1))
     assert caught[0].filename == __file__
+
+
+def test_a_module_is_told_of_once(tmp_path):
+    class Base(LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = net
+
+    class Derived(Base):
+        def __init__(self, net, width=1):
+            super().__init__(net)
+            self.save_hyperparameters()
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.warns(UserWarning, match="hyperparameter 'net' is an `nn.Module`") as caught:
+        module = Derived(nn.Linear(2, 1))
+    assert len(caught) == 1
+    Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=[CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "events")],
+        log_every_n_steps=1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, DataLoader(torch.ones(1, 2)))
+    assert (tmp_path / "csv" / "version_0" / "hparams.yaml").read_text() == "width: 1\n"
+
+
+def test_a_module_that_only_a_logger_is_given_is_told_of(tmp_path):
+    with pytest.warns(UserWarning, match="no safe form for it: hyperparameter 'net'"):
+        CSVLogger(tmp_path).log_hyperparams({"net": nn.Linear(1, 1)})
 
 
 def test_what_cannot_be_copied_is_named():

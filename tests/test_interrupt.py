@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -60,9 +61,9 @@ def loader(shuffle=True):
     return DataLoader(data, batch_size=2, shuffle=shuffle)
 
 
-def fit(folder, module, *callbacks, ckpt_path=None, seed=7):
+def fit(folder, module, *callbacks, ckpt_path=None, seed=7, save_on_exception=True):
     seed_everything(seed, verbose=False)
-    checkpoint = ModelCheckpoint(folder, monitor="val_loss", save_last=True, save_on_exception=True)
+    checkpoint = ModelCheckpoint(folder, monitor="val_loss", save_last=True, save_on_exception=save_on_exception)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=EPOCHS,
@@ -151,3 +152,91 @@ def test_last_is_found_where_the_logger_puts_checkpoints(tmp_path):
     assert trainer.ckpt_path == str(tmp_path / "version_0" / "checkpoints" / "last.ckpt")
     rows = (tmp_path / "version_0" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]
+
+
+def told(caplog):
+    """The last thing that was said in a run that ended without a traceback."""
+    return [record.getMessage() for record in caplog.records if record.name == "fulmen"][-1]
+
+
+def end_the_process():
+    sys.exit(3)
+
+
+def test_the_last_line_says_how_to_go_on(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fulmen")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Net(press_ctrl_c, at=(1, 1)))
+    last = str(tmp_path / "last.ckpt")
+    lines = told(caplog).splitlines()
+    assert lines[0] == "Interrupted by Ctrl-C."
+    how = f"`trainer.fit(model, ckpt_path={last!r})`."
+    assert lines[-1] == f"To go on from the newest checkpoint (global step 6): {how}"
+
+
+def test_an_exception_is_noted_how_to_go_on(tmp_path):
+    with pytest.raises(Broken) as caught:
+        fit(tmp_path, Net(fail, at=(1, 2)))
+    where, how = caught.value.__notes__
+    assert where == "During fit: epoch 1, batch 2, global step 6."
+    assert how.endswith(f"(global step 6): `trainer.fit(model, ckpt_path={str(tmp_path / 'last.ckpt')!r})`.")
+
+
+def test_a_process_that_is_ended_says_how_to_go_on(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fulmen")
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, Net(end_the_process, at=(1, 0)))
+    assert caught.value.code == 3
+    lines = told(caplog).splitlines()
+    assert lines[:2] == ["Ended by SystemExit.", "During fit: epoch 1, batch 0, global step 4."]
+    assert "global step 4" in lines[2]
+
+
+def test_nothing_is_said_where_there_is_no_checkpoint(tmp_path, caplog):
+    caplog.set_level("INFO", logger="fulmen")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Net(press_it_twice, at=(0, 0)))
+    assert told(caplog) == "Interrupted by Ctrl-C."
+    with pytest.raises(Broken) as caught:
+        fit(tmp_path, Net(fail, at=(0, 0)))
+    assert not any("To go on" in note for note in caught.value.__notes__)
+
+
+def test_a_checkpoint_without_optimizers_or_of_an_earlier_fit_is_not_named(tmp_path):
+    trainer = fit(tmp_path / "a", Net(), save_on_exception=False)
+    trainer.fit_loop.max_epochs = 3
+    with pytest.raises(Broken) as caught:
+        trainer.fit(Net(fail, at=(2, 0)), loader(), loader(shuffle=False))
+    assert not any("To go on" in note for note in caught.value.__notes__)
+
+    class Saving(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[Saving()], **off)
+    with pytest.raises(Broken) as caught:
+        trainer.fit(Net(fail, at=(0, 1)), loader(), loader(shuffle=False))
+    assert not any("To go on" in note for note in caught.value.__notes__)
+
+
+def test_a_checkpoint_that_was_removed_is_not_named(tmp_path):
+    def remove_and_fail():
+        for path in tmp_path.glob("*.ckpt"):
+            path.unlink()
+        fail()
+
+    with pytest.raises(Broken) as caught:
+        fit(tmp_path, Net(remove_and_fail, at=(1, 0)), save_on_exception=False)
+    assert not any("To go on" in note for note in caught.value.__notes__)
+
+
+def test_what_fails_after_ctrl_c_is_said(tmp_path, caplog):
+    class Failing(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            raise Broken("while saving")
+
+    caplog.set_level("INFO", logger="fulmen")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Net(press_it_twice, at=(0, 0)), Failing())
+    assert told(caplog).splitlines()[1] == "While this was handled, Broken was raised: while saving"

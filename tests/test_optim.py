@@ -72,6 +72,8 @@ def fit(module: Net, path: Path, **arguments: Any) -> fulmen.Trainer:
         ({"optimizer": OPT}, [OPT], [], None),
         ({"optimizer": OPT, "lr_scheduler": STEP}, [OPT], [STEP], None),
         ({"optimizer": OPT, "lr_scheduler": CONFIG}, [OPT], [CONFIG], None),
+        ({"optimizer": OPT, "lr_scheduler": None}, [OPT], [], None),
+        ({"optimizer": OPT, "lr_scheduler": [STEP, CONFIG]}, [OPT], [STEP, CONFIG], None),
         ({"optimizer": OPT, "lr_scheduler": PLATEAU, "monitor": "loss"}, [OPT], [PLATEAU], "loss"),
         ([{"optimizer": OPT, "lr_scheduler": STEP}, {"optimizer": OTHER}], [OPT, OTHER], [STEP], None),
         (({"optimizer": OPT, "monitor": "ignored"},), [OPT], [], None),
@@ -192,6 +194,7 @@ def test_one_cycle_by_epoch_is_probably_a_mistake() -> None:
     with pytest.warns(RuntimeWarning, match="OneCycleLR.*steps by epoch"):
         scheduler_config({"scheduler": scheduler}, None, True)
     scheduler_config({"scheduler": scheduler, "interval": "step"}, None, True)
+    scheduler_config({"scheduler": scheduler}, None, automatic=False)
 
 
 # ---------------------------------------------------------------------------------------------------- in a run
@@ -218,6 +221,7 @@ def test_no_optimizer_runs_the_rest(tmp_path: Path) -> None:
             "StepLR whose optimizer it did not return",
         ),
         (lambda module: ([SGD(module.parameters(), lr=0.1)], [object()]), TypeError, "a scheduler must have"),
+        (lambda module: ([SGD(module.parameters(), lr=0.1)], None), TypeError, "NoneType as a scheduler"),
     ],
 )
 def test_what_fit_refuses(tmp_path: Path, configure: Any, error: type[Exception], message: str) -> None:

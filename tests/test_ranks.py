@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 import fulmen
@@ -22,6 +23,7 @@ from fulmen.ranks import (
     rank_zero_only,
     rank_zero_warn,
 )
+from processes import run_ranks
 
 
 @pytest.mark.parametrize(
@@ -34,10 +36,66 @@ from fulmen.ranks import (
         ({"JSM_NAMESPACE_RANK": "1"}, 1),
         ({"RANK": "4", "LOCAL_RANK": "0", "SLURM_PROCID": "9"}, 4),
         ({"LOCAL_RANK": "0", "SLURM_PROCID": "9"}, 0),
+        ({"SLURM_PROCID": "2", "JSM_NAMESPACE_RANK": "1"}, 2),
+        ({"RANK": "first", "LOCAL_RANK": "", "SLURM_PROCID": "5"}, 5),
     ],
 )
 def test_the_rank_is_the_first_variable_that_is_set(environment, rank):
     assert _rank_from(environment) == rank
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
+def test_the_rank_is_known_at_import(variable):
+    code = "from fulmen.ranks import rank_zero_only as only; print(only.rank, only(lambda: 'zero')())"
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("RANK", "PROCID"))}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=clean | {variable: "1"}, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["1", "None"]
+
+
+@rank_zero_only
+def on_rank_zero():
+    return "here"
+
+
+def before_in_and_after_a_group():
+    """As in a process whose rank no variable says."""
+    rank_zero_only.rank = _rank_from({})
+    rank = int(os.environ["RANK"])
+    said = [on_rank_zero()]
+    dist.init_process_group("gloo")
+    said.append(on_rank_zero())
+    rank_zero_only.rank = 1 - rank  # whoever sets it knows better than the group
+    said.append(on_rank_zero())
+    rank_zero_only.rank = _rank_from({})
+    dist.destroy_process_group()
+    return [*said, on_rank_zero()]
+
+
+def test_a_group_knows_the_rank_as_long_as_nobody_has_set_it():
+    zero, one = run_ranks(before_in_and_after_a_group, 2, backend=None)
+    assert zero == ["here", "here", None, "here"]
+    assert one == ["here", None, "here", "here"]
+
+
+def talks():
+    rank_zero_only.rank = _rank_from({})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rank_zero_warn("warned")
+        rank_zero_deprecation("deprecated")
+    records = []
+    logging.getLogger("fulmen").setLevel(logging.INFO)
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("fulmen").addHandler(handler)
+    rank_zero_info("informed")
+    return [str(warning.message) for warning in caught] + records
+
+
+def test_one_process_of_a_group_talks():
+    assert run_ranks(talks, 2) == [["warned", "deprecated", "informed"], []]
 
 
 def test_rank_zero_only_runs_on_rank_zero_only():

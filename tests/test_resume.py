@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 import fulmen
 from fulmen.callbacks import EarlyStopping, ModelCheckpoint
 from fulmen.errors import CheckpointError, MisconfigurationException
+from fulmen.fabric.environments import SLURMEnvironment
 
 pytestmark = pytest.mark.filterwarnings("ignore::fulmen.errors.PossibleUserWarning")
 
@@ -141,6 +143,35 @@ def test_hpc_is_the_highest_number(fitted: fulmen.Trainer, tmp_path: Path) -> No
     assert fitted.ckpt_path == str(tmp_path / "hpc_ckpt_10.ckpt")
 
 
+def test_a_job_that_slurm_has_queued_again_goes_on(fitted: fulmen.Trainer, tmp_path: Path) -> None:
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes())
+    trainer = make_trainer(tmp_path, ModelCheckpoint(tmp_path), max_epochs=3)
+    call(trainer, "validate", Net())
+    assert trainer.ckpt_path is None
+    object.__setattr__(trainer.plan, "cluster_environment", SLURMEnvironment())
+    call(trainer, "validate", Net())
+    assert trainer.ckpt_path is None
+    call(trainer, "fit", Net())
+    assert (trainer.ckpt_path, trainer.current_epoch) == (str(tmp_path / "hpc_ckpt_1.ckpt"), 3)
+    trainer = make_trainer(tmp_path / "elsewhere")
+    object.__setattr__(trainer.plan, "cluster_environment", SLURMEnvironment())
+    call(trainer, "fit", Net())
+    assert trainer.ckpt_path is None
+
+
+@pytest.mark.parametrize("word", ["best", "last"])
+def test_a_path_set_beforehand_may_be_a_word(fitted: fulmen.Trainer, tmp_path: Path, word: str) -> None:
+    fitted.ckpt_path = word
+    call(fitted, "test", Net())
+    assert fitted.ckpt_path == str(tmp_path / {"best": "epoch=0-step=3.ckpt", "last": "last.ckpt"}[word])
+
+
+@pytest.mark.parametrize("path", [5, ["a.ckpt"], {}], ids=str)
+def test_what_is_no_path(tmp_path: Path, path: Any) -> None:
+    with pytest.raises(TypeError, match=rf'`ckpt_path={re.escape(repr(path))}` is of {type(path).__name__}.*"best"'):
+        call(make_trainer(tmp_path), "test", Net(), ckpt_path=path)
+
+
 def test_a_path_set_beforehand_is_used_in_every_run(fitted: fulmen.Trainer, tmp_path: Path) -> None:
     fitted.ckpt_path = path = str(tmp_path / "epoch=0-step=3.ckpt")
     for name in ("test", "validate"):
@@ -161,8 +192,9 @@ def test_a_path_set_beforehand_is_used_in_every_run(fitted: fulmen.Trainer, tmp_
         ([], "hpc", ValueError, r"no `hpc_ckpt_<n>\.ckpt` in"),
         ([], "", ValueError, r'`ckpt_path=""` is empty\. Give a path, "best", "last", or None'),
         ([], "nowhere.ckpt", FileNotFoundError, "There is no checkpoint 'nowhere.ckpt'"),
+        ([], "registry:name:version:2", FileNotFoundError, "There is no checkpoint 'registry:name:version:2'"),
     ],
-    ids=["no callback", "no best", "what instead of best", "no hpc", "empty", "no file"],
+    ids=["no callback", "no best", "what instead of best", "no hpc", "empty", "no file", "registry"],
 )
 def test_what_is_not_there(
     tmp_path: Path, callbacks: list[Any], given: str, error: type[Exception], message: str
@@ -287,6 +319,11 @@ def test_a_checkpoint_of_an_evaluation_leaves_the_counters_of_fit(fitted: fulmen
     trainer = make_trainer(tmp_path, ModelCheckpoint(tmp_path))
     call(trainer, "validate", Net(), ckpt_path=tmp_path / "epoch=0-step=3.ckpt")
     assert (trainer.current_epoch, trainer.global_step) == (0, 0)
+    without_loops = torch.load(tmp_path / "last.ckpt")
+    del without_loops["loops"]
+    torch.save(without_loops, tmp_path / "old.ckpt")
+    call(trainer, "validate", Net(), ckpt_path=tmp_path / "old.ckpt")
+    assert (trainer.current_epoch, trainer.global_step) == (0, 0)
 
 
 def test_no_sanity_check_is_run_again(fitted: fulmen.Trainer, tmp_path: Path) -> None:
@@ -410,6 +447,7 @@ def test_an_interrupted_save_leaves_the_older_file(tmp_path: Path) -> None:
 def test_nothing_is_said_when_all_is_well(fitted: fulmen.Trainer, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "The `srun` command is here")  # on machines of a SLURM cluster
         trainer = make_trainer(tmp_path, ModelCheckpoint(tmp_path, save_top_k=-1, save_last=True), max_epochs=3)
         call(trainer, "fit", Net(), ckpt_path="last")
     assert trainer.global_step == 9

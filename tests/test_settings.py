@@ -101,14 +101,22 @@ def test_fast_dev_run(value: Any, batches: int, info: Any) -> None:
     assert f"{batches} batch(es) of each loop" in info()[-1]
 
 
-@pytest.mark.parametrize("value", [-1, 1.0, "yes", None], ids=str)
+@pytest.mark.parametrize("value", [-1, 1.0, "yes"], ids=str)
 def test_what_is_no_fast_dev_run(value: Any) -> None:
     with pytest.raises(MisconfigurationException, match="fast_dev_run="):
         settings(fast_dev_run=value)
 
 
-def test_no_fast_dev_run() -> None:
-    assert settings(fast_dev_run=0, max_epochs=3)["max_epochs"] == 3
+def test_overfitting_limits_a_fast_dev_run_too() -> None:
+    made = settings(fast_dev_run=3, overfit_batches=2)
+    assert [made[f"limit_{stage}_batches"] for stage in ("train", "val", "test", "predict")] == [2, 2, 3, 3]
+    assert (made["max_steps"], made["max_epochs"]) == (3, 1)
+
+
+@pytest.mark.parametrize("value", [0, False, None], ids=str)
+def test_no_fast_dev_run(value: Any) -> None:
+    chosen = settings(fast_dev_run=value, max_epochs=3)
+    assert (chosen["max_epochs"], chosen["fast_dev_run"]) == (3, False)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +173,17 @@ def test_what_is_no_interval(value: Any) -> None:
         settings(val_check_interval=value)
 
 
-@pytest.mark.parametrize("value", [0.5, 1.0, None], ids=str)
+@pytest.mark.parametrize("value", [0.5, 1.0], ids=str)
 def test_batches_over_epochs_are_no_fraction(value: Any) -> None:
-    with pytest.raises(MisconfigurationException, match="check_val_every_n_epoch=None"):
+    with pytest.raises(MisconfigurationException, match=rf"val_check_interval={value}, check_val_every_n_epoch=None"):
         settings(val_check_interval=value, check_val_every_n_epoch=None)
     assert settings(val_check_interval=7, check_val_every_n_epoch=None)["val_check_interval"] == 7
+    assert settings(val_check_interval=None, check_val_every_n_epoch=None)["val_check_interval"] == 1.0
+
+
+def test_a_whole_number_above_one_is_a_number_of_batches() -> None:
+    found = settings(val_check_interval=2.0)["val_check_interval"]
+    assert (found, type(found)) == (2, int)
 
 
 # ---------------------------------------------------------------------------------------------------- clipping

@@ -361,3 +361,11 @@ def test_nothing_can_be_logged_while_data_are_made(quiet: Any) -> None:
     module.val_dataloader = lambda: module.log("a", 1.0)
     with pytest.raises(MisconfigurationException, match="in `val_dataloader`"):
         quiet().validate(module)
+
+
+@pytest.mark.parametrize(("batches_of", "short"), [((4, 100), "train"), ((100, 4), "val")])
+def test_a_limit_by_overfit_batches_is_named_as_such(quiet: Any, batches_of: tuple[int, int], short: str) -> None:
+    train, val = map(batches, batches_of)
+    message = f"The {short} loader is too short: `overfit_batches=0.1` of 4 batches leaves none.*`overfit_batches=0.25`"
+    with pytest.raises(MisconfigurationException, match=message):
+        quiet(overfit_batches=0.1).fit(Net(), train, val)

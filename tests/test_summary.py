@@ -116,9 +116,19 @@ def test_the_table():
 
 def test_without_example_input_there_are_no_sizes():
     summary = summarize(Net())
-    assert "In sizes" not in str(summary)
+    assert [header for header, _ in summary.data()] == [" ", "Name", "Type", "Params", "Mode"]
     assert summary.total_flops == 0
     assert summary.in_sizes == ["?", "?"]
+
+
+def test_a_zero_that_was_not_measured_is_not_shown():
+    assert "FLOPs" not in str(summarize(Net()))
+
+    class Copies(Net):
+        def forward(self, x):
+            return x.clone()
+
+    assert "\n0         Total FLOPs" in str(summarize(Copies(torch.zeros(4, 32))))
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,23 @@ def test_methods_given_by_the_instance_count(trainer: Any) -> None:
     assert run.global_step == 2
 
 
-@pytest.mark.parametrize("stage", ["training", "validation", "test"])
-@pytest.mark.parametrize("call", ["fit", "validate", "test"])
-def test_hooks_of_an_older_api_are_refused(trainer: Any, stage: str, call: str) -> None:
+@pytest.mark.parametrize(
+    ("call", "stage"),
+    [("fit", "training"), ("fit", "validation"), ("fit", "test"), ("validate", "validation"), ("test", "test")],
+)
+def test_hooks_of_an_older_api_are_refused(trainer: Any, call: str, stage: str) -> None:
     hook = f"on_{'train' if stage == 'training' else stage}_epoch_end"
     module = type("Old", (Evaluates,), {f"{stage}_epoch_end": lambda self, outputs: None})()
     with pytest.raises(NotImplementedError, match=rf"`Old.{stage}_epoch_end`.*use `{hook}\(self\)`"):
         getattr(trainer(), call)(module, batches())
+
+
+@pytest.mark.parametrize(
+    ("call", "stage"), [("validate", "training"), ("validate", "test"), ("test", "validation"), ("predict", "training")]
+)
+def test_hooks_of_an_older_api_do_not_matter_elsewhere(trainer: Any, call: str, stage: str) -> None:
+    hooks = {f"{stage}_epoch_end": lambda self, outputs: None, "predict_step": lambda self, batch: batch}
+    getattr(trainer(), call)(type("Old", (Evaluates,), hooks)(), batches())
 
 
 def test_validation_needs_both_step_and_data(trainer: Any) -> None:

@@ -31,23 +31,37 @@ def callbacks_of(settings: dict[str, Any]) -> list[Callback]:
     from fulmen.callbacks.checkpoint import Checkpoint
 
     given = settings["callbacks"]
-    callbacks = list(given) if isinstance(given, Iterable) else [] if given is None else [given]
-    _check(callbacks)
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    callbacks = list(given) if several else [] if given is None else [given]
+    _check(callbacks, "`Trainer(callbacks=...)`")
     _add_checkpoint(callbacks, settings["enable_checkpointing"], Checkpoint)
-    _add_summary(callbacks, settings["enable_model_summary"])
     _add_progress_bar(callbacks, settings["enable_progress_bar"], ProgressBar)
+    _add_summary(callbacks, settings["enable_model_summary"])
     _add_timer(callbacks, settings["max_time"])
     callbacks += from_entry_points("lightning.pytorch.callbacks_factory")
     return in_order(callbacks)
 
 
-def _check(callbacks: list[Any]) -> None:
+def _check(callbacks: list[Any], where: str) -> None:
     for callback in callbacks:
         if isinstance(callback, type):
             raise MisconfigurationException(
-                f"`Trainer(callbacks=...)` was given the class {callback.__name__}, expected an object:"
-                f" write `{callback.__name__}()`."
+                f"{where} was given the class {callback.__name__}, expected an object: write `{callback.__name__}()`.",
+                subject=callback,
             )
+        if not _is_callback(callback):
+            raise MisconfigurationException(
+                f"{where} was given {callback!r} of {type(callback).__name__}, expected a `Callback`, or several in a"
+                " list: for instance `[EarlyStopping('val_loss')]`.",
+                subject=callback,
+            )
+
+
+def _is_callback(candidate: Any) -> bool:
+    """Whether it is a callback, or has at least a hook of one."""
+    from fulmen.hooks import HOOKS
+
+    return isinstance(candidate, Callback) or any(hasattr(candidate, hook.name) for hook in HOOKS if "C" in hook.who)
 
 
 def in_order(callbacks: Iterable[Callback]) -> list[Callback]:
@@ -164,7 +178,9 @@ def loggers_of(settings: dict[str, Any]) -> list[Any]:
 
         return [DummyLogger()]
     if given is not True:
-        return list(given) if isinstance(given, Iterable) else [given]
+        loggers = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+        _check_loggers(loggers)
+        return loggers
     from fulmen.loggers import CSVLogger, TensorBoardLogger
 
     if available("tensorboard") or available("tensorboardX"):
@@ -176,12 +192,23 @@ def loggers_of(settings: dict[str, Any]) -> list[Any]:
     return [CSVLogger(settings["default_root_dir"])]
 
 
+def _check_loggers(loggers: list[Any]) -> None:
+    for logger in loggers:
+        if isinstance(logger, type) or not hasattr(logger, "log_metrics"):
+            raise MisconfigurationException(
+                f"`Trainer(logger=...)` was given {logger!r} of {type(logger).__name__}, expected a `Logger`, or a list"
+                " of them: for instance `CSVLogger('logs')`.",
+                subject=logger,
+            )
+
+
 def merge_model_callbacks(trainer: Trainer) -> None:
     """Puts the callbacks that the module configures in the place of the trainer's of the same kind."""
     configured = trainer._call_module("configure_callbacks")
     own = list(configured) if isinstance(configured, Iterable) else [configured] if configured else []
     if not own:
         return
+    _check(own, f"`{type(trainer.lightning_module).__name__}.configure_callbacks`")
     replaced = [
         callback
         for callback in trainer.callbacks

@@ -94,7 +94,7 @@ class Book:
         entry.stamp = self.stamp
 
     def _infer_batch_size(self, name: str) -> int:
-        if self.page.rule == "epoch":
+        if self.page.rule == "epoch" or self.batch is None:
             return 1
         self.batch_size = batch_size_of(self.batch)
         if self.batch_size is None:
@@ -191,6 +191,10 @@ class Book:
         if page is None:
             page = self._pages[key] = Page(hook, LOG_RULES.get(hook, "never"), phase_of(hook), loader)
         return page
+
+    def pages(self, phase: str) -> list[Page]:
+        """The pages of ``phase``."""
+        return [page for page in self._pages.values() if page.phase == phase]
 
     def opener(self, hook: str) -> Callable[..., None]:
         """A function that turns to the page of ``hook``, whatever its arguments."""

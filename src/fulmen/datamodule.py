@@ -134,9 +134,9 @@ class LightningDataModule(DataHooks, HyperparametersMixin):
         if loaders is None:
             return "None"
         sizes = _sizes(loaders)
-        return (
-            f"size={sizes[0]}" if len(sizes) == 1 else " ; ".join(f"{i}. size={size}" for i, size in enumerate(sizes))
-        )
+        if len(sizes) == 1:
+            return f"size={sizes[0]}"
+        return " ; ".join(f"{place}. size={size}" for place, size in enumerate(sizes, 1))
 
 
 def _takes(cls: type[LightningDataModule], name: str) -> bool:
@@ -174,4 +174,4 @@ def _sizes(loaders: Any) -> list[str]:
     try:
         return [str(len(getattr(loaders, "dataset", loaders)))]
     except (TypeError, NotImplementedError):
-        return ["unknown"]
+        return ["NA"]

@@ -41,6 +41,8 @@ def _limits(trainer: Trainer) -> list[str]:
         "loggers": ", ".join(type(logger).__name__ for logger in trainer.loggers) or "none",
         "root": trainer.default_root_dir,
     }
+    if trainer.max_count is not None:
+        rows["duration"] = f"{trainer.max_count.interval:g} {trainer.max_count.unit}"
     if "step" in trainer.fit_loop.__dict__:
         rows["step"] = type(trainer.fit_loop.step).__name__
     width = max(map(len, rows))
@@ -54,6 +56,8 @@ def _or_unlimited(limit: int | None) -> str:
 def _validation(trainer: Trainer) -> str:
     if trainer.val_check_seconds is not None:
         return f"every {trainer.val_check_seconds:g} s"
+    if trainer.val_check_every is not None:
+        return f"every {trainer.val_check_every.interval:g} {trainer.val_check_every.unit}"
     interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
     if isinstance(interval, int):
         inside = f"every {interval} batches"

@@ -14,6 +14,7 @@ _EXTRAS = {
     "fastapi": "serve",
     "fsspec": "remote",
     "jsonargparse": "cli",
+    "mpi4py": "mpi",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "sklearn": "demo",
@@ -23,7 +24,11 @@ _EXTRAS = {
     "uvicorn": "serve",
 }
 # import name -> name on the package index, where the two differ
-_DISTRIBUTIONS = {"comet_ml": "comet-ml", "yaml": "PyYAML"}
+_DISTRIBUTIONS = {
+    "comet_ml": "comet-ml",
+    "transformer_engine": '"transformer-engine[pytorch]"',
+    "yaml": "PyYAML",
+}
 
 
 def need(name: str) -> ModuleType:

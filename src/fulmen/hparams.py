@@ -157,10 +157,10 @@ def save_hyperparameters(
         hparams = hparams if is_omegaconf(hparams) else _without(hparams, ignored)
     else:
         hparams, name = (
-            _from_names([each for each in args if isinstance(each, str)], _without(arguments, ignored)),
+            _without(_from_names([each for each in args if isinstance(each, str)], arguments), ignored),
             "kwargs",
         )
-    _warn_about_modules(hparams)
+    _warn_about_modules(hparams, obj.__dict__.get("_hparams") or {})
     obj._hparams_name = name
     _keep(obj, hparams, ignored)
 
@@ -198,12 +198,13 @@ def _copied(hparams: Any) -> Any:
     return copied
 
 
-def _warn_about_modules(hparams: Any) -> None:
+def _warn_about_modules(hparams: Any, kept: Any) -> None:
+    """Says so of each module; not again of one that the `__init__` of a base class has kept already."""
     for name, value in hparams.items():
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module) and kept.get(name) is not value:
             rank_zero_warn(
-                f"The hyperparameter {name!r} is an `nn.Module`; its weights are in every checkpoint already. "
-                f"Leave it out: `self.save_hyperparameters(ignore=[{name!r}])`.",
+                f"The hyperparameter {name!r} is an `nn.Module`: its weights are in every checkpoint already, and "
+                f"`hparams.yaml` has no form for it. Leave it out: `self.save_hyperparameters(ignore=[{name!r}])`.",
                 stacklevel=7,
             )
 

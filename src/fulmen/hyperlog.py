@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fulmen.checkpoint.hyperparameters import modules_known
+
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
@@ -29,11 +31,12 @@ def log_hyperparameters(trainer: Trainer) -> None:
             " in one of the two, or keep one out of the loggers: `self.save_hyperparameters(logger=False)`."
         )
     merged = {key: value for key, value in {**of_module, **of_data}.items() if key != "_class_path"}
-    for logger in trainer.loggers:
-        if saved != [None, None]:
-            logger.log_hyperparams(merged)
-        logger.log_graph(trainer.lightning_module)
-        logger.save()
+    with modules_known():
+        for logger in trainer.loggers:
+            if saved != [None, None]:
+                logger.log_hyperparams(merged)
+            logger.log_graph(trainer.lightning_module)
+            logger.save()
 
 
 def _initial(owner: Any) -> dict[str, Any] | None:

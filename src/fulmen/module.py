@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Self
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from fulmen.book import check_plain, items_of, warn_unattached
 from fulmen.datahooks import CheckpointHooks, DataHooks
 from fulmen.errors import MisconfigurationException
 from fulmen.export import Exporting
+from fulmen.fabric.processes import map_numbers
 from fulmen.hparams import HyperparametersMixin, load_module, restricted_classmethod
 from fulmen.modulehooks import ModuleHooks
+from fulmen.standin import TrainerStandIn
 
 if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
@@ -49,6 +51,7 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
     """
 
     __jit_unused_properties__: ClassVar[list[str]] = [
+        "_runner",
         "automatic_optimization",
         "current_epoch",
         "device",
@@ -75,7 +78,8 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._trainer: Trainer | None = None
-        self._fabric: Any = None
+        self._fabric: Fabric | None = None
+        self._fabric_optimizers: list[Any] = []
         self._device = torch.device("cpu")
         self._dtype: torch.dtype = torch.get_default_dtype()
         self._automatic_optimization = True
@@ -212,8 +216,10 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
 
     @property
     def trainer(self) -> Trainer:
-        """The trainer that runs this module; RuntimeError when none does."""
+        """The trainer that runs this module; under Fabric what answers in its place; RuntimeError without either."""
         if self._trainer is None:
+            if self._fabric is not None:
+                return TrainerStandIn(self._fabric, self._fabric_optimizers)  # type: ignore[return-value]
             raise RuntimeError(
                 f"`{type(self).__name__}` is not attached to a `Trainer`: `self.trainer` exists from the call of"
                 " `trainer.fit(model)` (or validate, test, predict) on."
@@ -230,15 +236,19 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
     @property
     def fabric(self) -> Fabric | None:
         """The Fabric that set this module up, if one did."""
-        reference = self._fabric
-        return reference() if reference is not None else None
+        return self._fabric
 
     @fabric.setter
     def fabric(self, fabric: Fabric | None) -> None:
         for child in self.children():
             if isinstance(child, LightningModule):
                 child.fabric = fabric
-        self._fabric = weakref.ref(fabric) if fabric is not None else None
+        self._fabric = fabric
+
+    @property
+    def _runner(self) -> Trainer | Fabric | None:
+        """Who runs this module, if anybody does."""
+        return self._trainer if self._trainer is not None else self._fabric
 
     @property
     def automatic_optimization(self) -> bool:
@@ -280,22 +290,22 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
     @property
     def global_rank(self) -> int:
         """Number of this process among all; 0 without a trainer."""
-        return self._trainer.global_rank if self._trainer is not None else 0
+        return self._runner.global_rank if self._runner is not None else 0
 
     @property
     def local_rank(self) -> int:
         """Number of this process on its machine; 0 without a trainer."""
-        return self._trainer.local_rank if self._trainer is not None else 0
+        return self._runner.local_rank if self._runner is not None else 0
 
     @property
     def logger(self) -> Any | None:
         """The trainer's first logger, None without one."""
-        return self._trainer.logger if self._trainer is not None else None
+        return next(iter(self.loggers), None)
 
     @property
     def loggers(self) -> list[Any]:
         """The trainer's loggers."""
-        return self._trainer.loggers if self._trainer is not None else []
+        return self._runner.loggers if self._runner is not None else []
 
     @property
     def on_gpu(self) -> bool:
@@ -332,6 +342,9 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
             *args: Passed on to ``backward``.
             **kwargs: Passed on to ``backward``.
         """
+        if self._trainer is None and self._fabric is not None:
+            self._fabric.backward(loss, *args, **kwargs)
+            return
         if self.automatic_optimization:
             raise MisconfigurationException(
                 "`manual_backward` is for manual optimisation. Return the loss from `training_step` instead, or set"
@@ -352,11 +365,16 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
             gradient_clip_val: The limit; None takes the Trainer's. 0 clips nothing.
             gradient_clip_algorithm: "norm" or "value"; None takes the Trainer's.
         """
+        if self._trainer is None and self._fabric is not None:
+            by_value = str(gradient_clip_algorithm).lower() == "value"
+            limit: Any = {"clip_val" if by_value else "max_norm": gradient_clip_val}
+            self._fabric.clip_gradients(self, cast(Optimizer, optimizer), **limit)
+            return
         trainer = self.trainer
         value = _agree("gradient_clip_val", gradient_clip_val, trainer.gradient_clip_val, 0)
         algorithm = _agree("gradient_clip_algorithm", gradient_clip_algorithm, trainer.gradient_clip_algorithm, "norm")
         trainer.precision_plugin.clip_gradients(
-            getattr(optimizer, "_optimizer", optimizer), value, str(algorithm).lower()
+            getattr(optimizer, "_optimizer", optimizer), value, _known_algorithm(algorithm)
         )
 
     def toggle_optimizer(self, optimizer: Optimizer | LightningOptimizer) -> None:
@@ -401,14 +419,15 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
             self.untoggle_optimizer(optimizer)
 
     def all_gather(self, data: Any, group: Any | None = None, sync_grads: bool = False) -> Any:
-        """Gathers tensors (in any nesting) from all processes along a new first dimension; one process: unchanged.
+        """Gathers tensors from all processes along a new first dimension; on one process there is none.
 
         Args:
-            data: Tensors or numbers in any nesting.
+            data: Tensors in any nesting; numbers in it become tensors.
             group: The process group, None for all.
             sync_grads: Whether gradients flow back through the gathering.
         """
-        return self.trainer.strategy.all_gather(data, group=group, sync_grads=sync_grads)
+        gather = partial(self.trainer.strategy.all_gather, group=group, sync_grads=sync_grads)
+        return map_numbers(gather, data, self.device)
 
     # ------------------------------------------------------------------------------------------------ the module itself
 
@@ -416,17 +435,17 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
         """What ``self(...)`` computes, as in every ``nn.Module``; ``predict_step`` calls it unless overridden."""
         return super().forward(*args, **kwargs)
 
-    def freeze(self) -> None:
-        """Freezes all parameters and puts the module into eval mode."""
+    def freeze(self) -> Self:
+        """Freezes all parameters and puts the module into eval mode; returns the module."""
         for parameter in self.parameters():
             parameter.requires_grad = False
-        self.eval()
+        return self.eval()
 
-    def unfreeze(self) -> None:
-        """Unfreezes all parameters and puts the module into train mode."""
+    def unfreeze(self) -> Self:
+        """Unfreezes all parameters and puts the module into train mode; returns the module."""
         for parameter in self.parameters():
             parameter.requires_grad = True
-        self.train()
+        return self.train()
 
     @restricted_classmethod
     def load_from_checkpoint(
@@ -474,6 +493,7 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         state["_trainer"] = state["_fabric"] = None
+        state["_fabric_optimizers"] = []
         # A copy calls its own methods; those that were compiled here are bound to this module.
         for name, before in state.pop(COMPILED, {}).items():
             state[name] = before
@@ -491,3 +511,12 @@ def _agree(name: str, given: Any, trainers: Any, default: Any) -> Any:
             f"`clip_gradients({name}={given!r})`, but `Trainer({name}={trainers!r})`. Give it in one of the two places."
         )
     return given
+
+
+def _known_algorithm(algorithm: Any) -> str:
+    name = str(algorithm).lower()
+    if name not in ("norm", "value"):
+        raise MisconfigurationException(
+            f"`clip_gradients(gradient_clip_algorithm={algorithm!r})`: expected 'norm' or 'value'."
+        )
+    return name

@@ -153,6 +153,14 @@ class LightningOptimizer:
         return getattr(self._optimizer, name)
 
 
+def wrapped(optimizers: list[Optimizer], module: LightningModule) -> list[LightningOptimizer]:
+    """The optimizers as ``module`` sees them in a run."""
+    found = [LightningOptimizer(optimizer) for optimizer in optimizers]
+    for optimizer in found:
+        optimizer.__dict__["_module"] = module
+    return found
+
+
 def do_nothing_closure() -> None:
     """The closure of a step that is given none."""
 
@@ -279,7 +287,7 @@ def _check_config(config: LRSchedulerConfig, automatic: bool) -> None:
         raise MisconfigurationException(
             'A scheduler that reduces on a plateau needs a metric: add "monitor": "val_loss" to its dictionary.'
         )
-    if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch":
+    if isinstance(config.scheduler, OneCycleLR) and config.interval == "epoch" and automatic:
         rank_zero_warn(
             'A `OneCycleLR` steps by epoch here, though its length is usually given in steps. Add "interval": "step".',
             category=RuntimeWarning,

@@ -1,4 +1,4 @@
-"""From the book to the loggers: what is due, and how it gets there."""
+"""From the book to the loggers, and from the user to the screen: what is due, and how it gets there."""
 
 from __future__ import annotations
 
@@ -19,12 +19,24 @@ class Publisher(TrainerView):
 
     def logs_step(self, stepped: int) -> bool:
         """Whether the metrics of this step are due at the loggers."""
-        if not self._loggers:
+        if not self._loggers or not self.fit_loop.updates:
             return False
         if self.log_every is not None:
             return self._log_every_due(self.log_every, stepped)
         every = self.log_every_n_steps
         return bool(every) and ((stepped + 1) % every == 0 or self.should_stop or bool(self.fast_dev_run))
+
+    def logs_batch(self, batch_idx: int) -> bool:
+        """Whether what belongs to this batch of an evaluation is due at the loggers: they count its own batches."""
+        every = self.log_every_n_steps or (self.log_every and self.log_every.batches)
+        if not self._loggers or not every:
+            return False
+        return (batch_idx + 1) % every == 0 or self.should_stop or bool(self.fast_dev_run)
+
+    @property
+    def logs_by_step(self) -> bool:
+        """Whether there are loggers that anything is logged to by step."""
+        return bool(self._loggers) and bool(self.log_every_n_steps or self.log_every)
 
     def _log_every_due(self, every: Every, stepped: int) -> bool:
         """Whether ``log_every`` has come round; asked again about the same step, the answer is the same."""
@@ -77,3 +89,13 @@ class Publisher(TrainerView):
         for logger in self._loggers:
             logger.log_metrics(metrics=scalars, step=step)
             logger.save()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints on one process of each machine, above the progress bar if there is one."""
+        if self.local_rank != 0:
+            return
+        bar = self.progress_bar_callback
+        if bar is not None and bar.is_enabled:
+            bar.print(*args, **kwargs)
+        else:
+            print(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Doing things on rank 0 only; works before, during and after the life of a process group.
 
-The rank is found in the environment when this module is imported and set again by the strategies once they know better
-(`rank_zero_only.rank = 3`).
+The rank is guessed from the environment when this module is imported, and set again by the strategies once they know
+better (`rank_zero_only.rank = 3`). As long as nobody has, a process group that is there knows better than the guess.
 """
 
 from __future__ import annotations
@@ -62,11 +62,26 @@ def show_information() -> None:
             log.setLevel(logging.INFO)
 
 
-def _rank_from(environment: Mapping[str, str]) -> int:
+class _Guess(int):
+    """A rank that nobody has set yet."""
+
+
+def _rank_from(environment: Mapping[str, str]) -> _Guess:
     for variable in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
-        if (rank := environment.get(variable)) is not None:
-            return int(rank)
-    return 0
+        rank = environment.get(variable, "")
+        if rank.isdecimal():  # what is no number was meant for another program
+            return _Guess(rank)
+    return _Guess(0)
+
+
+def _is_rank_zero() -> bool:
+    rank = rank_zero_only.rank
+    if type(rank) is _Guess:
+        # not imported for this: the module has to stay cheap, and without torch there is no group
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return bool(distributed.get_rank() == 0)
+    return rank == 0
 
 
 class _RankZeroOnly(Protocol):
@@ -98,21 +113,21 @@ def rank_zero_only(fn: Callable[..., Any], default: Any = None) -> Callable[...,
 
     @functools.wraps(fn)
     def only_on_rank_zero(*args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs) if rank_zero_only.rank == 0 else default
+        return fn(*args, **kwargs) if _is_rank_zero() else default
 
     return only_on_rank_zero
 
 
 def rank_zero_info(*args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
     """Log a record of level INFO on rank 0; arguments as for `logging.Logger.info`."""
-    if rank_zero_only.rank == 0:
+    if _is_rank_zero():
         show_information()
         log.info(*args, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
 
 
 def rank_zero_debug(*args: Any, stacklevel: int = 4, **kwargs: Any) -> None:
     """Log a record of level DEBUG on rank 0; arguments as for `logging.Logger.debug`."""
-    if rank_zero_only.rank == 0:
+    if _is_rank_zero():
         log.debug(*args, stacklevel=stacklevel - _UNUSED_FRAMES, **kwargs)
 
 
@@ -128,7 +143,7 @@ def rank_zero_warn(
         category: Class of the warning.
         **kwargs: Further arguments of `warnings.warn`.
     """
-    if rank_zero_only.rank == 0:
+    if _is_rank_zero():
         level = _outside_libraries(stacklevel - _UNUSED_FRAMES)
         warnings.warn(message, category=category, stacklevel=level, **kwargs)
 

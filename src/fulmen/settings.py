@@ -11,8 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from fulmen.arguments import refuse_unknown
 from fulmen.errors import MisconfigurationException
-from fulmen.ranks import rank_zero_info
+from fulmen.extras import need
+from fulmen.paths import is_url, local
+from fulmen.ranks import rank_zero_info, rank_zero_warn
 from fulmen.trigger import Every
 
 #: What `Trainer(barebones=True)` turns off, and the values that ask for it all the same.
@@ -32,13 +35,15 @@ _BAREBONES = (
 def defaults_from_environment(init: Callable[..., None]) -> Callable[..., None]:
     """Lets every argument of ``__init__`` come from the environment: PL_<CLASS>_<ARGUMENT>, e.g. PL_TRAINER_DEVICES.
 
-    Explicit arguments win. Positional ones are taken in the order of the signature.
+    Explicit arguments win. Positional ones are taken in the order of the signature. One that does not exist is a
+    ``TypeError`` that says what to type instead.
     """
     names = [name for name in inspect.signature(init).parameters if name != "self"]
 
     @functools.wraps(init)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        refuse_unknown(names, args, kwargs)
+        kwargs.update(zip(names, args, strict=False))
         for name in names:
             value = os.environ.get(f"PL_{type(self).__name__.upper()}_{name.upper()}")
             if value and name not in kwargs:
@@ -75,11 +80,12 @@ def read(given: dict[str, Any]) -> dict[str, Any]:
         name = f"limit_{stage}_batches"
         settings[name] = limit(name, settings[name])
     settings["overfit_batches"] = limit("overfit_batches", settings["overfit_batches"])
+    settings["fast_dev_run"] = _fast_dev_run(settings)
     if settings["overfit_batches"]:
         settings["limit_train_batches"] = settings["limit_val_batches"] = settings["overfit_batches"]
-    settings["fast_dev_run"] = _fast_dev_run(settings)
-    _read_validation_interval(settings)
+    _read_validation_interval(settings, is_default=given["val_check_interval"] is None)
     _check_clipping(settings)
+    _check_determinism(settings)
     settings["default_root_dir"] = _root(settings["default_root_dir"])
     return settings
 
@@ -123,16 +129,26 @@ def _fill_defaults(settings: dict[str, Any]) -> None:
 def _check_counts(settings: dict[str, Any]) -> None:
     if settings["max_steps"] is None:
         raise TypeError("`Trainer(max_steps=None)`: expected a number of optimizer steps, or -1 for no limit.")
-    for name in ("max_epochs", "max_steps"):
-        if settings[name] is not None and settings[name] < -1:
-            raise MisconfigurationException(
-                f"`Trainer({name}={settings[name]!r})`: expected a whole number of at least 0, or -1 for no limit."
-            )
+    for name in ("max_epochs", "max_steps", "min_epochs", "min_steps"):
+        if settings[name] is not None:
+            settings[name] = _limit_of_run(name, settings[name])
     _at_least(settings, "accumulate_grad_batches", 1)
     _at_least(settings, "reload_dataloaders_every_n_epochs", 0)
     _at_least(settings, "log_every_n_steps", 0)
     if settings["check_val_every_n_epoch"] is not None:
         _at_least(settings, "check_val_every_n_epoch", 1)
+
+
+def _limit_of_run(name: str, value: Any) -> int:
+    """A number of epochs or steps; -1, or infinity, for no limit."""
+    if value == float("inf"):
+        return -1
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
+    if not whole or value < -1:
+        raise MisconfigurationException(
+            f"`Trainer({name}={value!r})`: expected a whole number of at least 0, or -1 for no limit."
+        )
+    return int(value)
 
 
 def _at_least(settings: dict[str, Any], name: str, minimum: int) -> None:
@@ -165,7 +181,7 @@ def _tell_one(name: str, value: int | float) -> None:
 
 
 def _fast_dev_run(settings: dict[str, Any]) -> int | bool:
-    value = settings["fast_dev_run"]
+    value = settings["fast_dev_run"] or False
     if not isinstance(value, int) or value < 0:
         raise MisconfigurationException(
             f"`Trainer(fast_dev_run={value!r})`: expected True (one batch of each loop), False, or a number of batches."
@@ -183,7 +199,7 @@ def _fast_dev_run(settings: dict[str, Any]) -> int | bool:
     return value
 
 
-def _read_validation_interval(settings: dict[str, Any]) -> None:
+def _read_validation_interval(settings: dict[str, Any], is_default: bool) -> None:
     """``val_check_interval`` is a number of batches, a fraction of the epoch, or a time."""
     value = settings["val_check_interval"]
     settings["val_check_seconds"] = settings["val_check_every"] = None
@@ -191,16 +207,14 @@ def _read_validation_interval(settings: dict[str, Any]) -> None:
     if isinstance(value, (str, dict, timedelta, Every)):
         _read_validation_trigger(settings, Every.parse(value))
         return
-    if isinstance(value, float) and settings["check_val_every_n_epoch"] is None and value != 1.0:
+    if isinstance(value, float) and settings["check_val_every_n_epoch"] is None and not is_default:
         raise MisconfigurationException(
             f"`Trainer(val_check_interval={value}, check_val_every_n_epoch=None)` counts batches over epochs, so it"
-            " cannot be a fraction of one. Give a number of batches (an int) or a time."
+            " cannot be a fraction of one. Give a number of batches (an int) or a time; without either,"
+            " validation is after as many batches as an epoch has."
         )
-    if isinstance(value, float) and value == 1.0 and settings["check_val_every_n_epoch"] is None:
-        raise MisconfigurationException(
-            "`Trainer(check_val_every_n_epoch=None)` counts batches over epochs: give their number,"
-            " e.g. `val_check_interval=1000`, or a time."
-        )
+    if isinstance(value, float) and value > 1 and value.is_integer():
+        settings["val_check_interval"] = value = int(value)
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
     if not valid or (isinstance(value, float) and value > 1):
         raise MisconfigurationException(
@@ -266,6 +280,17 @@ def _check_clipping(settings: dict[str, Any]) -> None:
         settings["gradient_clip_algorithm"] = str(getattr(algorithm, "value", algorithm)).lower()
 
 
+def _check_determinism(settings: dict[str, Any]) -> None:
+    if settings["benchmark"] and settings["deterministic"]:
+        rank_zero_warn(
+            f"`Trainer(deterministic={settings['deterministic']!r}, benchmark=True)`: what cuDNN finds fastest differs"
+            " from run to run, so results may, too. Leave `benchmark` out."
+        )
+
+
 def _root(value: Any) -> str:
-    root = os.fspath(value) if value is not None else os.getcwd()
-    return root if "://" in root else os.path.normpath(Path(root).expanduser())
+    root = local(value) if value is not None else os.getcwd()
+    if is_url(root):
+        need("fsspec")  # here, where the argument is, rather than when the first file is written
+        return root
+    return os.path.normpath(Path(root).expanduser())

@@ -51,6 +51,7 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
         if precision := trainer.precision_plugin.state_dict():
             checkpoint[type(trainer.precision_plugin).__qualname__] = precision
+        trainer.precision_plugin.on_save_checkpoint(checkpoint)
     for owner in (module, datamodule):
         if owner is not None:
             checkpoint.update(dump_hyperparameters(owner))
@@ -175,6 +176,7 @@ def _key_in(states: dict[str, Any], callback: Callback) -> str:
 
 def restore_training(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Puts back precision, counters, and in fit optimizers, schedulers and position."""
+    trainer.precision_plugin.on_load_checkpoint(checkpoint)
     key = type(trainer.precision_plugin).__qualname__
     if key in checkpoint:
         trainer.precision_plugin.load_state_dict(checkpoint[key])
@@ -208,11 +210,12 @@ def _check_optimizers(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 def restore_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Puts back the counters of the loop that is about to run."""
     fit, loops = trainer.fit_loop, checkpoint.get(LOOPS)
+    if trainer.state.fn != "fit":
+        return
     if loops is None:
         fit.global_step = checkpoint["global_step"]
         fit.epoch_progress.current.set(checkpoint["epoch"])
-        return
-    if trainer.state.fn == "fit":
+    else:
         restore_fit(fit, loops["fit_loop"], checkpoint, manual=not trainer.lightning_module.automatic_optimization)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fulmen.data.combined import CombinedLoader, flatten, map_leaves
@@ -11,8 +12,7 @@ from fulmen.data.loaders import complete_copy
 from fulmen.datahooks import DataHooks
 from fulmen.datamodule import LightningDataModule
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
-from fulmen.fabric.precision import Precision
-from fulmen.fabric.strategies.base import overrides as strategy_overrides
+from fulmen.fabric.overriding import overrides as plugin_overrides
 from fulmen.hooks import opened, overrides
 from fulmen.loops.signature import takes_dataloader_iter
 from fulmen.module import LightningModule
@@ -47,6 +47,7 @@ class DataSources:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.given: dict[str, Any] = {}
+        self.collections: dict[tuple[str, bool], Any] = {}
         self.datamodule: LightningDataModule | None = None
         self._transfer: Callable[[Any, int], Any] | None = None
 
@@ -111,32 +112,40 @@ class DataSources:
         return self._make_feed(loaders, stage)
 
     def evaluation_feeds(self, stage: str, own: bool) -> tuple[list[Feed], bool]:
-        """The feeds of an evaluation or prediction, one for each loader, and whether there are several."""
+        """The feeds of an evaluation or prediction, one for each loader, and whether there are several.
+
+        The collection that the loaders are in is kept in ``collections``, by stage and whether it is a run of its own.
+        Nobody is asked for loaders if the limit is 0.
+        """
+        if getattr(self.trainer, f"limit_{LIMIT_OF[stage]}_batches") == 0:
+            return [], False
         loaders = self.process(stage)
-        if isinstance(loaders, CombinedLoader):
-            if loaders.mode == "sequential":
-                leaves = loaders.flattened
-            elif stage == "predict":
-                raise ValueError("`Trainer.predict` takes a CombinedLoader only of mode 'sequential'.")
-            else:
-                return [self._make_feed(loaders, stage)], False
-        else:
-            leaves = flatten(loaders)
+        at_once = isinstance(loaders, CombinedLoader) and loaders.mode != "sequential"
         if stage == "predict":
-            leaves = list(map(complete_copy, leaves))
-        feeds = [self._make_feed(leaf, stage, place) for place, leaf in enumerate(leaves)]
+            if at_once:
+                raise ValueError("`Trainer.predict` takes a CombinedLoader only of mode 'sequential'.")
+            loaders = map_leaves(complete_copy, loaders)
+        self.collections[stage, own] = collection_of(loaders)
+        if at_once:
+            return [self._make_feed(loaders, stage)], False
+        feeds = [self._make_feed(leaf, stage, place) for place, leaf in enumerate(flatten(loaders))]
         return feeds, len(feeds) > 1
 
     def _make_feed(self, loaders: Any, stage: str, loader: int = 0) -> Feed:
-        limit = getattr(self.trainer, f"limit_{LIMIT_OF[stage]}_batches")
+        name = LIMIT_OF[stage]
+        overfits = self.trainer.overfit_batches and name in ("train", "val")
+        limited_by = "overfit_batches" if overfits else f"limit_{name}_batches"
+        limit = getattr(self.trainer, f"limit_{name}_batches")
+        reloading = name in ("train", "val") and self.trainer.reload_dataloaders_every_n_epochs > 0
+        make = partial(Feed, loaders, limit=limit, name=name, limited_by=limited_by, reloading=reloading)
         if takes_dataloader_iter(getattr(self.trainer.lightning_module, STEP_OF[stage])):
-            return Feed(loaders, limit=limit, name=LIMIT_OF[stage])
+            return make()
         transfer = self.transfer()
 
         def to_loader(batch: Any, _: int) -> Any:
             return transfer(batch, loader)
 
-        return Feed(loaders, limit=limit, transfer=to_loader if loader else transfer, name=LIMIT_OF[stage])
+        return make(transfer=to_loader if loader else transfer)
 
     # ------------------------------------------------------------------------------------------------ transfer
 
@@ -152,8 +161,8 @@ class DataSources:
         before = self._transfer_hook("on_before_batch_transfer")
         to_device = self._transfer_hook("transfer_batch_to_device")
         after = self._transfer_hook("on_after_batch_transfer")
-        converts = type(precision).convert_input is not Precision.convert_input
-        if not (before or to_device or after or converts or strategy_overrides(strategy, "batch_to_device")):
+        converts = plugin_overrides(precision, "convert_input")
+        if not (before or to_device or after or converts or plugin_overrides(strategy, "batch_to_device")):
             return lambda batch, _: move(batch, device)
 
         def bring(batch: Any, device: Any, loader: int) -> Any:
@@ -161,7 +170,7 @@ class DataSources:
             return after(batch, loader) if after else batch
 
         route: Callable[..., Any] = bring
-        if strategy_overrides(strategy, "batch_to_device"):
+        if plugin_overrides(strategy, "batch_to_device"):
             strategy.bind("batch_to_device", bring)
             route = strategy.batch_to_device
 
@@ -225,3 +234,8 @@ class DataSources:
                 " Lower it to see the curve.",
                 category=PossibleUserWarning,
             )
+
+
+def collection_of(loaders: Any) -> Any:
+    """The user's collection of loaders, also where it is combined."""
+    return loaders.iterables if isinstance(loaders, CombinedLoader) else loaders

@@ -83,6 +83,8 @@ class LayerSummary:
         module: The layer. A forward hook stays on it until its first call or `detach_hook()`.
     """
 
+    _count: Callable[[nn.Parameter | Tensor], int] = staticmethod(_count)
+
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._in_size: str | list[Any] = UNKNOWN_SIZE
@@ -126,7 +128,7 @@ class LayerSummary:
     @property
     def num_parameters(self) -> int:
         """Number of parameters of the layer and everything below it; uninitialised ones count 0."""
-        return sum(_count(parameter) for parameter in self._module.parameters())
+        return sum(self._count(parameter) for parameter in self._module.parameters())
 
     @property
     def training(self) -> bool:
@@ -152,6 +154,9 @@ class ModelSummary:
         print(ModelSummary(model, max_depth=-1))
     """
 
+    _layer_summary: type[LayerSummary] = LayerSummary
+    _count: Callable[[nn.Parameter | Tensor], int] = staticmethod(_count)
+
     def __init__(self, model: nn.Module, max_depth: int = 1) -> None:
         check_max_depth(max_depth)
         self._model = model
@@ -167,7 +172,7 @@ class ModelSummary:
             One `LayerSummary` per row of the table, by the layer's name.
         """
         self._mode_counts = self._count_modes()
-        self._layers = {name: LayerSummary(module) for name, module in self.named_modules}
+        self._layers = {name: self._layer_summary(module) for name, module in self.named_modules}
         try:
             if self._example_input is not None:
                 self._run_example()
@@ -224,18 +229,18 @@ class ModelSummary:
     @property
     def total_parameters(self) -> int:
         """Number of parameters of the model."""
-        return sum(_count(parameter) for parameter in self._model.parameters())
+        return sum(self._count(parameter) for parameter in self._model.parameters())
 
     @property
     def trainable_parameters(self) -> int:
         """Number of parameters that require a gradient."""
-        return sum(_count(parameter) for parameter in self._model.parameters() if parameter.requires_grad)
+        return sum(self._count(parameter) for parameter in self._model.parameters() if parameter.requires_grad)
 
     @property
     def total_layer_params(self) -> int:
         """Number of parameters inside the layers with a row; one that several layers share counts once."""
         inside = {id(parameter): parameter for _, module in self.named_modules for parameter in module.parameters()}
-        return sum(_count(parameter) for parameter in inside.values())
+        return sum(self._count(parameter) for parameter in inside.values())
 
     @property
     def model_size(self) -> float:
@@ -254,7 +259,7 @@ class ModelSummary:
         return sum(self._flops.get("Global", {}).values())
 
     def data(self) -> SummaryData:
-        """The columns of the table, as strings."""
+        """The columns of the table, as strings; FLOPs and sizes only with an example input, which they come from."""
         layers = list(self._layers.values())
         flops = [sum(counts.values()) for counts in self.flop_counts.values()]
         columns: SummaryData = [
@@ -263,9 +268,9 @@ class ModelSummary:
             ("Type", self.layer_types),
             ("Params", [get_human_readable_count(number) for number in self.param_nums]),
             ("Mode", ["train" if training else "eval" for training in self.training_modes]),
-            ("FLOPs", [get_human_readable_count(number) for number in flops]),
         ]
         if self._example_input is not None:
+            columns.append(("FLOPs", [get_human_readable_count(number) for number in flops]))
             columns.append(("In sizes", [str(size) for size in self.in_sizes]))
             columns.append(("Out sizes", [str(size) for size in self.out_sizes]))
         leftover = self.total_parameters - self.total_layer_params
@@ -367,28 +372,33 @@ def format_summary(
     parts = [_format_row([header for header, _ in summary_data], widths), line]
     parts += [_format_row(row, widths) for row in rows]
     parts.append(line)
-    totals = summary_totals(total_parameters, trainable_parameters, model_size, total_training_modes, total_flops)
+    totals = summary_totals(
+        summary_data, total_parameters, trainable_parameters, model_size, total_training_modes, total_flops
+    )
     parts += [f"{value:<10}{label}" for label, value in totals]
     return "\n".join(parts)
 
 
 def summary_totals(
+    summary_data: SummaryData,
     total_parameters: int,
     trainable_parameters: int,
     model_size: float,
     total_training_modes: Mapping[str, int],
     total_flops: int,
 ) -> list[tuple[str, str]]:
-    """The totals of a summary as (label, formatted value)."""
-    return [
+    """The totals of a summary as (label, formatted value); FLOPs only if the table has them."""
+    totals = [
         ("Trainable params", get_human_readable_count(trainable_parameters)),
         ("Non-trainable params", get_human_readable_count(total_parameters - trainable_parameters)),
         ("Total params", get_human_readable_count(total_parameters)),
         ("Total estimated model params size (MB)", get_formatted_model_size(model_size)),
         ("Modules in train mode", str(total_training_modes["train"])),
         ("Modules in eval mode", str(total_training_modes["eval"])),
-        ("Total FLOPs", get_human_readable_count(total_flops)),
     ]
+    if any(header == "FLOPs" for header, _ in summary_data):
+        totals.append(("Total FLOPs", get_human_readable_count(total_flops)))
+    return totals
 
 
 def _format_row(cells: Sequence[str], widths: Sequence[int]) -> str:

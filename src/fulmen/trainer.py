@@ -23,7 +23,6 @@ from fulmen.compiled import keep_logging_out
 from fulmen.describe import describe
 from fulmen.errors import SIGTERMException
 from fulmen.fabric.plan import resolve
-from fulmen.fabric.seed import isolate_rng
 from fulmen.hooks import HookTable, compile_hooks, opened
 from fulmen.hparams import clean_namespace
 from fulmen.hyperlog import log_hyperparameters
@@ -31,15 +30,17 @@ from fulmen.instrument import Instruments
 from fulmen.loops.evaluate import EvaluationLoop
 from fulmen.loops.fit import FitLoop, resolve_epochs
 from fulmen.loops.predict import PredictionLoop
+from fulmen.loops.sanity import sanity_check
 from fulmen.module import LightningModule
-from fulmen.optim import LightningOptimizer, configure
+from fulmen.optim import LightningOptimizer, configure, wrapped
+from fulmen.owners import set_up_owners
 from fulmen.publish import Publisher
 from fulmen.ranks import rank_zero_info, show_information
 from fulmen.signals import Signals
 from fulmen.sources import DataSources
 from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from fulmen.timings import Timings
-from fulmen.traceback import show_user_first
+from fulmen.traceback import place, show_user_first, tell_notes
 from fulmen.trigger import Every
 from fulmen.unpack import datamodule_and_loaders, lightning_module
 from fulmen.verify import verify
@@ -172,7 +173,7 @@ class Trainer(Publisher):
         self.instruments = Instruments(self)
         self.should_stop = False
         self.lightning_optimizers: list[LightningOptimizer] = []
-        self.user_ckpt_path = self._loaded_from = None
+        self.user_ckpt_path = self._loaded_from = self._newest_checkpoint = None
         self.fit_loop = FitLoop(self, **limits)
         self.validate_loop = EvaluationLoop(self, "validate", own=True)
         self.test_loop = EvaluationLoop(self, "test", own=True)
@@ -204,7 +205,7 @@ class Trainer(Publisher):
             "fit", datamodule, train=train_dataloaders, validate=val_dataloaders
         )
         self.should_stop = False
-        self._run(TrainerFn.FITTING, RunningStage.TRAINING, module, datamodule, loaders, ckpt_path, weights_only)
+        self._start(TrainerFn.FITTING, RunningStage.TRAINING, module, datamodule, loaders, ckpt_path, weights_only)
 
     def validate(
         self,
@@ -230,7 +231,7 @@ class Trainer(Publisher):
         """
         fn = TrainerFn.VALIDATING
         inputs = self._evaluated(fn, model, dataloaders, datamodule)
-        results = self._run(fn, RunningStage.VALIDATING, *inputs, ckpt_path, weights_only, model is not None)
+        results = self._start(fn, RunningStage.VALIDATING, *inputs, ckpt_path, weights_only, model is not None)
         return self._report(fn, results, verbose)
 
     def test(
@@ -245,7 +246,7 @@ class Trainer(Publisher):
         """Runs one pass over the test data; arguments and result as for ``validate``."""
         fn = TrainerFn.TESTING
         inputs = self._evaluated(fn, model, dataloaders, datamodule)
-        results = self._run(fn, RunningStage.TESTING, *inputs, ckpt_path, weights_only, model is not None)
+        results = self._start(fn, RunningStage.TESTING, *inputs, ckpt_path, weights_only, model is not None)
         return self._report(fn, results, verbose)
 
     def _evaluated(
@@ -286,7 +287,7 @@ class Trainer(Publisher):
         module = lightning_module(model, "predict", self.strategy.lightning_module)
         datamodule, loaders = datamodule_and_loaders("predict", datamodule, predict=dataloaders)
         self.predict_loop.return_predictions = return_predictions is not False
-        result: list[Any] | None = self._run(
+        result: list[Any] | None = self._start(
             TrainerFn.PREDICTING,
             RunningStage.PREDICTING,
             module,
@@ -299,6 +300,12 @@ class Trainer(Publisher):
         return result
 
     # ------------------------------------------------------------------------------------------------ a run
+
+    @property
+    def _start(self) -> Callable[..., Any]:
+        """``_run``, in this process or through the launcher in several."""
+        launcher = self.strategy.launcher
+        return self._run if launcher is None else partial(launcher.launch, self._run, trainer=self)
 
     def _run(
         self,
@@ -318,11 +325,11 @@ class Trainer(Publisher):
         try:
             self._attach(module, datamodule, loaders)
             checkpoint = self._prepare(ckpt_path, weights_only, model_given)
-            self._ready(checkpoint)
+            self._ready(checkpoint, weights_only)
             del checkpoint
             with self.signals:
                 if stage == RunningStage.TRAINING:
-                    self._sanity_check()
+                    sanity_check(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
                         self.fit_loop.run()
                     result = None
@@ -332,14 +339,21 @@ class Trainer(Publisher):
             self._finish()
             return result
         except KeyboardInterrupt as error:
+            self.strategy.explain(error)
             self._fail(error)
-            rank_zero_info("Interrupted by Ctrl-C.")
+            tell_notes(error, "Interrupted by Ctrl-C.")
             sys.exit(1)
         except BaseException as error:
             show_user_first(error, self)
-            self._fail(error)
+            explained = self.strategy.explain(error)
+            self._fail(explained)
             if self.signals.killed_worker(error):
+                tell_notes(error, "Ended by SIGTERM.")
                 raise SIGTERMException from error
+            if isinstance(error, SystemExit):
+                tell_notes(error, f"Ended by {type(error).__name__}.")
+            if explained is not error:
+                raise explained from None
             raise
         finally:
             self.signals.restore()
@@ -356,8 +370,10 @@ class Trainer(Publisher):
         if self.state.fn == "fit":
             resolve_epochs(self)
             self.fit_loop.start_over()
+            self._newest_checkpoint = None
         clean_namespace(module.hparams)
         self.strategy.connect(module)
+        self.strategy.place = partial(place, self)
         self.data.attach(datamodule, **loaders)
         self.book.close()
         self.book.module = module
@@ -374,16 +390,14 @@ class Trainer(Publisher):
         """Everything up to optimizers and devices; returns the checkpoint to go on from, if there is one."""
         self.recompile_hooks()
         verify(self, self.lightning_module)
-        path = resume.choose(self, ckpt_path, model_given)
-        self._loaded_from = path
         self.strategy.setup_environment()
+        path = self.strategy.broadcast(resume.choose(self, ckpt_path, model_given))
+        self._loaded_from = path
         self.instruments.begin_profile()
         self._set_up_owners()
         checkpoint = None
-        if path is not None:
-            checkpoint = snapshot.load(self, path, weights_only)
-            snapshot.restore_module(self, checkpoint)
-            rank_zero_info(f"Restored from {path}.")
+        if path is not None and not self.strategy.restore_checkpoint_after_setup:
+            checkpoint = self._restore(path, weights_only)
         self.book.forget()
         self.strategy.setup(self)
         self.book.device = self.strategy.root_device
@@ -392,40 +406,24 @@ class Trainer(Publisher):
         return checkpoint
 
     def _set_up_owners(self) -> None:
-        """Lets datamodule, module and callbacks make what the run needs."""
-        for owner in (self.data.datamodule, self.lightning_module):
-            if owner is not None:
-                opened(self.book, "prepare_data", owner.prepare_data)()
-        for logger in self.loggers:
-            getattr(logger, "experiment", None)
-        self.hooks.call("setup", self.state.fn)
-        with self.strategy.model_sharded_context(), self.strategy.module_init_context():
-            self._call_module("configure_model")
+        set_up_owners(self)
 
-    def _ready(self, checkpoint: dict[str, Any] | None) -> None:
+    def _restore(self, path: str, weights_only: bool | None) -> dict[str, Any]:
+        """Loads module, datamodule and callbacks from a checkpoint, and gives it back."""
+        checkpoint = snapshot.load(self, path, weights_only)
+        snapshot.restore_module(self, checkpoint)
+        rank_zero_info(f"Restored from {path}.")
+        return checkpoint
+
+    def _ready(self, checkpoint: dict[str, Any] | None, weights_only: bool | None) -> None:
         """The last things before the loop: hyperparameters to the loggers, training state from the checkpoint."""
         log_hyperparameters(self)
+        if checkpoint is None and self._loaded_from is not None:
+            checkpoint = self._restore(self._loaded_from, weights_only)
         if checkpoint is not None:
             snapshot.restore_training(self, checkpoint)
         self.recompile_hooks()
         self.lightning_module.zero_grad()
-
-    def _sanity_check(self) -> None:
-        """A few validation batches before training, so that errors in validation show before an epoch is spent."""
-        resumed = self.fit_loop.resumed or self._loaded_from is not None
-        if not self.enable_validation or not self.num_sanity_val_steps or resumed:
-            return
-        loop = self.fit_loop.val_loop
-        self.state.stage = RunningStage.SANITY_CHECKING
-        with isolate_rng(), torch.no_grad():
-            self.hooks.call("on_sanity_check_start")
-            loop.run(self.num_sanity_val_steps)
-            self.book.forget()
-            self.hooks.call("on_sanity_check_end")
-        loop.batch_progress.reset()
-        loop.forget_seen()
-        self.book.forget()
-        self.state.stage = RunningStage.TRAINING
 
     def _finish(self) -> None:
         """Ends a run that went well."""
@@ -445,7 +443,8 @@ class Trainer(Publisher):
         self.state.status = TrainerStatus.INTERRUPTED
         ends: list[Callable[[], Any]] = [partial(call, error) for call in self.hooks.on_exception]
         ends += [partial(logger.finalize, "failed") for logger in self.loggers]
-        for end in (*ends, *self._releases(), self.instruments.end_profile):
+        ends += [*self._releases(), self.instruments.end_profile, partial(resume.note_newest, self, error)]
+        for end in ends:
             try:
                 end()
             except BaseException as second:
@@ -459,7 +458,8 @@ class Trainer(Publisher):
         return [self.strategy.teardown, *(loop.close_data for loop in loops), self.book.to_cpu]
 
     def _no_gradients(self) -> AbstractContextManager[Any]:
-        return torch.inference_mode() if self.inference_mode else torch.no_grad()
+        allowed = self.inference_mode and self.strategy.allows_inference_mode
+        return torch.inference_mode() if allowed else torch.no_grad()
 
     def _evaluation_loop(self) -> Any:
         return {"validate": self.validate_loop, "test": self.test_loop, "predict": self.predict_loop}[
@@ -473,9 +473,7 @@ class Trainer(Publisher):
     def _configure_optimizers(self) -> None:
         """Makes the optimizers and schedulers (called by the strategy when the module is on its device)."""
         self.strategy.optimizers, self.strategy.lr_scheduler_configs = configure(self, self.lightning_module)
-        self.lightning_optimizers = [LightningOptimizer(optimizer) for optimizer in self.strategy.optimizers]
-        for optimizer in self.lightning_optimizers:
-            optimizer.__dict__["_module"] = self.lightning_module
+        self.lightning_optimizers = wrapped(self.strategy.optimizers, self.lightning_module)
 
     def leave_on_signal(self) -> None:
         """Ends the run at a safe point after SIGTERM or Ctrl-C."""
@@ -503,6 +501,8 @@ class Trainer(Publisher):
         # a checkpoint may be taken in the middle of a hook, in which `self.log` works again afterwards
         checkpoint = opened(self.book, "on_save_checkpoint", snapshot.dump)(self, bool(weights_only))
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        if not weights_only:
+            self._newest_checkpoint = str(filepath), self.global_step
         self.strategy.barrier("Trainer.save_checkpoint")
 
     def recompile_hooks(self) -> None:
@@ -535,13 +535,3 @@ class Trainer(Publisher):
             empty_init: Leave the weights uninitialised, e.g. because a checkpoint is loaded into them.
         """
         return self.strategy.module_init_context(empty_init)
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Prints on one process of each machine, above the progress bar if there is one."""
-        if self.local_rank != 0:
-            return
-        bar = self.progress_bar_callback
-        if bar is not None and bar.is_enabled:
-            bar.print(*args, **kwargs)
-        else:
-            print(*args, **kwargs)

@@ -19,7 +19,12 @@ _EXAMPLES = {
     "validation_step": 'def validation_step(self, batch, batch_idx): self.log("val_loss", ...)',
     "test_step": 'def test_step(self, batch, batch_idx): self.log("test_loss", ...)',
 }
-_REMOVED = ("training_epoch_end", "validation_epoch_end", "test_epoch_end")
+#: Hooks of Lightning 1.x by the run that would have called them; fit refuses all, before it is too late for the test.
+_REMOVED = {
+    "fit": ("training_epoch_end", "validation_epoch_end", "test_epoch_end"),
+    "validate": ("validation_epoch_end",),
+    "test": ("test_epoch_end",),
+}
 
 
 def verify(trainer: Trainer, module: LightningModule) -> None:
@@ -29,10 +34,10 @@ def verify(trainer: Trainer, module: LightningModule) -> None:
         MisconfigurationException: The module misses a method, or the settings contradict each other.
         NotImplementedError: The module has a hook of an older API.
     """
-    _check_removed(module)
     _check_configure_model(module)
     _warn_drawing_steps(module)
     asked = str(trainer.state.fn)
+    _check_removed(module, _REMOVED.get(asked, ()))
     if asked == "fit":
         _require(module, "training_step", asked)
         _require(module, "configure_optimizers", asked)
@@ -56,8 +61,8 @@ def _require(module: LightningModule, name: str, asked: str) -> None:
         )
 
 
-def _check_removed(module: LightningModule) -> None:
-    for name in _REMOVED:
+def _check_removed(module: LightningModule, names: tuple[str, ...]) -> None:
+    for name in names:
         if callable(getattr(module, name, None)):
             phase = name.split("_")[0]
             hook = "on_train_epoch_end" if phase == "training" else f"on_{phase}_epoch_end"

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from fulmen.hooks import overrides
+from fulmen.loops.names import Results
 from fulmen.module import LightningModule
+from fulmen.optim import wrapped
+from fulmen.ranks import rank_zero_info
+from fulmen.sources import collection_of
 from fulmen.states import RunningStage, TrainerState
 
 if TYPE_CHECKING:
@@ -86,7 +90,9 @@ class TrainerView:
     benchmark: bool | None
     deterministic: bool | str | None
     default_root_dir: str
+    model_registry: str | None
     _loaded_from: str | None
+    _newest_checkpoint: tuple[str, int] | None
     _loggers: list[Any]
     _settings: list[str]
 
@@ -198,12 +204,15 @@ class TrainerView:
 
     @property
     def optimizers(self) -> list[Any]:
-        """The optimizers."""
+        """The optimizers; in a run, others that are set take over with the next batch."""
         return self.strategy.optimizers
 
     @optimizers.setter
     def optimizers(self, optimizers: list[Any]) -> None:
-        self.strategy.optimizers = optimizers
+        self.strategy.optimizers = list(optimizers)
+        self.lightning_optimizers = wrapped(self.strategy.optimizers, self.lightning_module)
+        if self.training:
+            self.fit_loop.rebind()
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
@@ -225,7 +234,8 @@ class TrainerView:
     @property
     def logging_step(self) -> int:
         """The x of what is logged now: batches with an optimizer step."""
-        return self.fit_loop.batches_that_stepped
+        fit = self.fit_loop
+        return fit.batches_that_stepped if fit.updates else max(fit.batches_that_stepped - 1, 0)
 
     @property
     def max_epochs(self) -> int | None:
@@ -264,7 +274,9 @@ class TrainerView:
         """How many optimizer steps fit will do, as far as is known; loads the training data to find out."""
         if self.max_epochs == -1:
             return math.inf if self.max_steps == -1 else self.max_steps
-        self.fit_loop.load_data()
+        if self.fit_loop.feed is None:
+            rank_zero_info("The train dataloader is loaded now, to estimate the number of steps.")
+            self.fit_loop.load_data()
         batches = self.num_training_batches
         if batches == math.inf:
             return self.max_steps
@@ -278,27 +290,35 @@ class TrainerView:
         """The datamodule of the last run that had one."""
         return self._datamodule
 
+    @datamodule.setter
+    def datamodule(self, datamodule: Any | None) -> None:
+        self._datamodule = datamodule
+
     _datamodule: Any = None
 
     @property
     def train_dataloader(self) -> Any | None:
-        """The training loaders as the user gave them; None before they are loaded."""
-        return self.fit_loop.feed.loaders if self.fit_loop.feed is not None else None
+        """The training loaders in the collection that the user gave; None before they are loaded."""
+        return collection_of(self.fit_loop.feed.loaders) if self.fit_loop.feed is not None else None
 
     @property
     def val_dataloaders(self) -> Any | None:
-        """The validation loaders; None before they are loaded."""
-        return _loaders(self.fit_loop.val_loop) or _loaders(self.validate_loop)
+        """The validation loaders, of fit if it has any; None before they are loaded."""
+        inside_fit = self._collection("validate", False, self.fit_loop.val_loop)
+        return self._collection("validate", True, self.validate_loop) if inside_fit is None else inside_fit
 
     @property
     def test_dataloaders(self) -> Any | None:
         """The test loaders; None before they are loaded."""
-        return _loaders(self.test_loop)
+        return self._collection("test", True, self.test_loop)
 
     @property
     def predict_dataloaders(self) -> Any | None:
         """The prediction loaders; None before they are loaded."""
-        return _loaders(self.predict_loop)
+        return self._collection("predict", True, self.predict_loop)
+
+    def _collection(self, stage: str, own: bool, loop: EvaluationLoop | PredictionLoop) -> Any | None:
+        return self.data.collections[stage, own] if loop.feeds else None
 
     @property
     def num_training_batches(self) -> int | float:
@@ -310,8 +330,6 @@ class TrainerView:
         """Batches of each validation loader."""
         if self.state.fn == "validate":
             return self.validate_loop.num_batches
-        if self.sanity_checking:
-            return self.num_sanity_val_batches
         return self.fit_loop.val_loop.num_batches
 
     @property
@@ -327,7 +345,7 @@ class TrainerView:
     @property
     def num_predict_batches(self) -> list[int | float]:
         """Batches of each prediction loader."""
-        return [feed.num_batches for feed in self.predict_loop.feeds or ()]
+        return self.predict_loop.num_batches
 
     @property
     def enable_validation(self) -> bool:
@@ -406,6 +424,13 @@ class TrainerView:
         return found
 
     @property
+    def _results(self) -> Results | None:
+        stage = self.state.stage
+        if stage is None or stage == RunningStage.PREDICTING:
+            return None
+        return Results(self.book, "validate" if stage == RunningStage.SANITY_CHECKING else stage.value)
+
+    @property
     def callback_metrics(self) -> dict[str, Tensor]:
         """The metrics that callbacks may monitor."""
         return self.book.callback_metrics
@@ -429,13 +454,6 @@ class TrainerView:
     def ckpt_path(self, path: str | None) -> None:
         self.user_ckpt_path = path
         self._loaded_from = path
-
-
-def _loaders(loop: EvaluationLoop | PredictionLoop) -> Any | None:
-    feeds = loop.feeds
-    if feeds is None:
-        return None
-    return [feed.loaders for feed in feeds] if loop.several else feeds[0].loaders
 
 
 def restore_process_flags(benchmark: bool | None, deterministic: bool | str | None) -> Any:

@@ -9,7 +9,7 @@ import torch
 
 import fulmen
 from fulmen.accelerators import CPUAccelerator, get_cpu_stats
-from fulmen.callbacks import DeviceStatsMonitor
+from fulmen.callbacks import DeviceStatsMonitor, LearningRateMonitor
 from fulmen.errors import MisconfigurationException
 from fulmen.loggers import Logger
 
@@ -71,10 +71,30 @@ def test_stats_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_before_and_after_each_batch_when_the_step_is_logged(fit, scripted, cpu_stats: bool | None) -> None:
     logger = Notes()
     fit(scripted(), DeviceStatsMonitor(cpu_stats), logger=logger, log_every_n_steps=2, max_epochs=1)
-    assert logger.when == [(f"train_batch_{end}", step) for step in (1, 3) for end in ("start", "end")] + [
-        ("validation_batch_start", 3), ("validation_batch_end", 3),
-    ]  # fmt: skip
+    assert logger.when == [(f"train_batch_{end}", step) for step in (1, 3) for end in ("start", "end")]
     assert logger.seen[0][0] == {f"DeviceStatsMonitor.on_train_batch_start/{name}": v for name, v in CPU_STATS.items()}
+
+
+@pytest.mark.parametrize(("settings", "due"), [({}, [0, 1, 2, 3]), ({"log_every_n_steps": 3}, [2])], ids=str)
+def test_evaluation_counts_its_own_batches(fit, scripted, settings, due) -> None:
+    class Tested(scripted):
+        def test_step(self, batch, batch_idx):
+            pass
+
+    logger, monitor = Notes(), DeviceStatsMonitor(filter_keys={"cpu_percent"})
+    trainer = fit(Tested(), monitor, logger=logger, max_epochs=1, **settings)
+    logger.seen.clear()
+    trainer.test(Tested(), torch.ones(4, 1, 2), verbose=False)
+    assert logger.when == [(f"test_batch_{end}", 4) for _ in due for end in ("start", "end")]
+
+
+@pytest.mark.parametrize(("every", "steps"), [("2 batches", [1, 3]), ("4 samples", [3]), ("1 epoch", [3])])
+def test_steps_may_be_logged_by_another_unit(fit, scripted, every, steps) -> None:
+    logger, rates = Notes(), LearningRateMonitor("step")
+    arguments = {"log_every": every, "log_every_n_steps": None, "max_epochs": 1, "validate": False}
+    fit(scripted(), DeviceStatsMonitor(filter_keys={"cpu_percent"}), rates, logger=logger, **arguments)
+    assert logger.when == [(f"train_batch_{end}", step) for step in steps for end in ("start", "end")]
+    assert len(rates.lrs["lr-SGD"]) == len(steps)
 
 
 def test_each_logger_has_its_separator_and_each_class_its_name(fit, scripted) -> None:

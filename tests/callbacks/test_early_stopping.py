@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +186,16 @@ def test_a_missing_metric_is_a_warning_when_not_strict(fit, scripted) -> None:
     with pytest.warns(RuntimeWarning, match="no metric of this name"):
         fit(scripted(), EarlyStopping("nonsense", strict=False, verbose=True), max_epochs=1)
     fit(scripted(), EarlyStopping("nonsense", strict=False), max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "rank", "rank_zero_only", "line"),
+    [(1, 0, False, "why"), (2, 1, False, "[rank: 1] why"), (2, 0, False, "[rank: 0] why"), (2, 0, True, "why")],
+)
+def test_each_rank_reports_with_its_number_unless_told_otherwise(info, world_size, rank, rank_zero_only, line) -> None:
+    stopping = EarlyStopping("score", log_rank_zero_only=rank_zero_only)
+    stopping._report(SimpleNamespace(world_size=world_size, global_rank=rank), "why")  # type: ignore[arg-type]
+    assert info() == [line]
 
 
 def test_verbose_reports_improvements(fit, scripted, info) -> None:

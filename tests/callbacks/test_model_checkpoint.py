@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import os
+import weakref
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import fulmen
-from fulmen.callbacks import Checkpoint, ModelCheckpoint
+from fulmen.callbacks import Checkpoint, ModelCheckpoint, model_checkpoint
 from fulmen.callbacks.model_checkpoint import _link
 from fulmen.errors import MisconfigurationException
 
@@ -198,6 +200,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*never comes due")
 @pytest.mark.parametrize("case", CASES)
 def test_files(fit, scripted, tmp_path: Path, case: str) -> None:
     arguments, settings, expected = CASES[case]
@@ -618,3 +621,95 @@ def test_the_same_callback_in_another_run_saves_at_the_same_step(fit, scripted, 
     for _ in range(2):
         fit(scripted(), checkpoint, max_epochs=1)
     assert files(tmp_path) == ["x-v1.ckpt", "x.ckpt"]
+
+
+# -------------------------------------------------------------------------------------------------- smaller facts
+
+
+def test_time_counts_from_the_start_of_training_and_then_from_each_save(fit, scripted, tmp_path, monkeypatch) -> None:
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(model_checkpoint, "time", clock)
+
+    class Ticking(scripted):
+        def on_fit_start(self) -> None:
+            clock.now += 50
+
+        def training_step(self, batch, batch_idx):
+            clock.now += 1 if self.steps else 2.5
+            return super().training_step(batch, batch_idx)
+
+    checkpoint = ModelCheckpoint(tmp_path, train_time_interval=timedelta(seconds=2), save_top_k=-1)
+    fit(Ticking(), checkpoint, max_epochs=2)
+    assert files(tmp_path) == steps(1, 3, 5, 7)
+
+
+def test_nan_is_the_worst_where_more_is_better(fit, scripted, tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, monitor="score", mode="max")
+    fit(scripted([float("nan"), -5.0]), checkpoint, max_epochs=1)
+    assert checkpoint.best_model_score == -torch.inf
+    fit(scripted([-5.0]), checkpoint, max_epochs=1)
+    assert checkpoint.best_model_score == -5
+
+
+class Failing:
+    """Fails in the second batch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            raise ValueError("boom")
+
+
+@pytest.mark.parametrize("settings", [{"fast_dev_run": 2}, {"num_sanity_val_steps": 1}], ids=str)
+def test_an_exception_in_a_trial_or_sanity_check_saves_nothing(fit, scripted, tmp_path: Path, settings) -> None:
+    class Fails(Failing, scripted):
+        def validation_step(self, batch, batch_idx):
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        fit(Fails(), ModelCheckpoint(tmp_path / "here", save_on_exception=True, save_last=True), **settings)
+    assert files(tmp_path / "here") == []
+
+
+def test_an_exception_at_a_step_that_is_saved_saves_no_second_file(fit, scripted, tmp_path: Path) -> None:
+    class Fails(Failing, scripted):
+        pass
+
+    with pytest.raises(ValueError, match="boom"):
+        fit(Fails(), ModelCheckpoint(tmp_path, save_on_exception=True, every_n_train_steps=1, filename="x"))
+    assert files(tmp_path) == ["x.ckpt"]
+
+
+def test_in_manual_optimisation_a_checkpoint_has_the_weights_after_the_step(fit, scripted, tmp_path: Path) -> None:
+    class Manual(scripted):
+        automatic_optimization = False
+        after: ClassVar[list[torch.Tensor]] = []
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+            self.after.append(self.layer.weight.detach().clone())
+
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    fit(Manual(), checkpoint, max_epochs=1)
+    saved = [torch.load(tmp_path / name, weights_only=True)["state_dict"]["layer.weight"] for name in steps(1, 2, 3, 4)]
+    assert all(torch.equal(*pair) for pair in zip(saved, Manual.after, strict=True))
+
+
+def test_loggers_get_a_proxy_that_keeps_nothing_alive(fit, scripted, tmp_path: Path) -> None:
+    class Keeps(Logger):
+        def after_save_checkpoint(self, checkpoint: ModelCheckpoint) -> None:
+            self.saved.append(checkpoint)
+
+    logger, checkpoint = Keeps(tmp_path, "name", 0), ModelCheckpoint()
+    fit(scripted(), checkpoint, logger=logger, max_epochs=1)
+    assert [type(saved) for saved in logger.saved] == [weakref.ProxyType]
+    assert logger.saved[0].best_model_path == checkpoint.best_model_path
+
+
+def test_a_file_or_a_folder_exists(tmp_path: Path) -> None:
+    trainer = fulmen.Trainer(accelerator="cpu", logger=False)
+    (tmp_path / "folder").mkdir()
+    exists = [ModelCheckpoint().file_exists(tmp_path / name, trainer) for name in ("folder", "file")]
+    assert exists == [True, False]

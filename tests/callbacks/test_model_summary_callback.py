@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from fulmen import LightningModule, Trainer
-from fulmen.callbacks import ModelSummary, RichModelSummary
+from fulmen.callbacks import ModelSummary, RichModelSummary, rich_model_summary
 
 
 class Net(LightningModule):
@@ -24,10 +27,10 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit(tmp_path, callback, **kwargs):
+def fit(tmp_path, callback, module=None, **kwargs):
     settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[callback], **(settings | kwargs))
-    trainer.fit(Net(), DataLoader(torch.zeros(2, 4)))
+    trainer.fit(module or Net(), DataLoader(torch.zeros(2, 4)))
     return trainer
 
 
@@ -38,6 +41,26 @@ def test_the_summary_is_printed(tmp_path, capsys, kind):
     for part in ("body.1", "Linear", "[2, 4]", "Total params", "Total FLOPs", "Modules in train mode"):
         assert part in out, part
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("kind", [ModelSummary, RichModelSummary])
+def test_operations_that_were_not_measured_are_not_printed(tmp_path, capsys, kind):
+    module = Net()
+    module.example_input_array = None
+    fit(tmp_path, kind(), module=module)
+    out = capsys.readouterr().out
+    assert "Total params" in out
+    assert "FLOPs" not in out
+
+
+def test_the_header_of_a_rich_summary_has_a_style(monkeypatch, capsys):
+    terminal = partial(Console, force_terminal=True, color_system="standard")
+    monkeypatch.setattr(rich_model_summary, "make_console", terminal)
+    arguments = ([("Name", ["x"])], 1, 1, 0.1, {"train": 1, "eval": 0}, 0)
+    RichModelSummary.summarize(*arguments, header_style="underline")
+    assert "\x1b[4m" in capsys.readouterr().out
+    RichModelSummary.summarize(*arguments)
+    assert "\x1b[4m" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", [ModelSummary, RichModelSummary])

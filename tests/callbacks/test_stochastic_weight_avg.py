@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fulmen
-from fulmen.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from fulmen.callbacks import LearningRateMonitor, ModelCheckpoint, StochasticWeightAveraging
 from fulmen.errors import MisconfigurationException
+from fulmen.fabric.strategies.single import SingleDeviceStrategy
+from fulmen.loggers import CSVLogger
 
 DATA = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -128,6 +131,59 @@ def test_batch_norm_gets_the_statistics_of_the_averaged_weights_in_one_more_epoc
     assert norm.momentum == 0.1
 
 
+@pytest.mark.parametrize("kind", [lambda: Net(batch_norm=True), Manual], ids=["automatic", "manual"])
+def test_the_extra_epoch_neither_logs_nor_counts_steps(tmp_path, kind):
+    model = kind()
+    plain_step = model.training_step
+
+    def training_step(batch: Tensor, batch_idx: int) -> Any:
+        model.log("loss", float(len(model.starts)), on_step=True, on_epoch=True)
+        return plain_step(batch, batch_idx)
+
+    model.training_step = training_step
+    model.validation_step = lambda batch, batch_idx: model.log("score", float(len(model.starts)))
+    logger, seen = CSVLogger(tmp_path), []
+
+    class Look(fulmen.Callback):
+        def on_train_batch_end(self, trainer, *arguments):
+            seen.append((trainer.global_step, trainer.logging_step))
+
+    rates = [LearningRateMonitor("step"), LearningRateMonitor("epoch", log_key_prefix="by epoch ")]
+    run = trainer(tmp_path, averaging(), *rates, Look(), logger=logger, log_every_n_steps=1, num_sanity_val_steps=0)
+    run.fit(model, loader(), loader())
+    with open(tmp_path / "lightning_logs" / "version_0" / "metrics.csv") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert sum("loss_step" in row for row in rows) == sum("lr-SGD" in row for row in rows) == 15
+    assert max(int(row["step"]) for row in rows) == 14
+    assert [row for row in rows if row.get("epoch") == "5"] == [
+        {"epoch": "5", "score": "6.0", "step": "14"},
+        {"epoch": "5", "loss_epoch": "6.0", "step": "14"},
+    ]
+    assert seen[-4:] == [(15, 14)] * 4
+    assert (run.global_step, run.logging_step, run.fit_loop.updates) == (15, 15, True)
+
+
+def test_training_goes_on_after_the_extra_epoch(tmp_path):
+    model, swa = Net(batch_norm=True), averaging()
+    run = trainer(tmp_path, swa)
+    run.fit(model, loader())
+    run.fit_loop.max_epochs = 8
+    run.fit(model, loader())
+    assert (run.global_step, run.current_epoch) == (21, 9)  # the extra epochs are the sixth and the ninth
+
+
+def test_hooks_that_are_compiled_in_the_extra_epoch_leave_it_as_it_is(tmp_path):
+    class Recompiles(fulmen.Callback):
+        def on_train_batch_end(self, trainer, *arguments):
+            trainer.recompile_hooks()
+
+    model = Net(batch_norm=True)
+    run = trainer(tmp_path, averaging(), Recompiles())
+    run.fit(model, loader())
+    assert run.global_step == 15
+    assert torch.equal(model.body[0].weight, model.starts[5])
+
+
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
     model = Net(batch_norm=True)
     model.body[1].eval()
@@ -188,7 +244,7 @@ def test_an_exception_in_the_extra_epoch_puts_everything_back(tmp_path):
     model, run = Fails(batch_norm=True), trainer(tmp_path, averaging())
     with pytest.raises(RuntimeError, match="out of luck"):
         run.fit(model, loader())
-    assert (run.max_epochs, model.body[1].momentum) == (5, 0.1)
+    assert (run.max_epochs, run.fit_loop.updates, model.body[1].momentum) == (5, True, 0.1)
 
 
 def test_what_a_checkpoint_holds_of_it(tmp_path):
@@ -229,6 +285,13 @@ def test_arguments_that_cannot_work(arguments):
 def test_the_last_epochs_must_be_known(tmp_path):
     with pytest.raises(MisconfigurationException, match="max_epochs"):
         trainer(tmp_path, averaging(), max_epochs=-1, max_steps=3).fit(Net(), loader())
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_a_strategy_that_spreads_the_weights(tmp_path, name):
+    spreads = type(name, (SingleDeviceStrategy,), {})("cpu")
+    with pytest.raises(MisconfigurationException, match=f"whole module on each device; {name} spreads it"):
+        trainer(tmp_path, averaging(), strategy=spreads).fit(Net(), loader())
 
 
 def test_one_optimizer_and_one_scheduler(tmp_path):

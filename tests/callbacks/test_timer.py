@@ -98,10 +98,13 @@ def test_stages_are_measured(fit, scripted) -> None:
     assert trainer.global_step == 4
 
 
-def test_max_time_of_the_trainer(fit, scripted) -> None:
+def test_max_time_of_the_trainer(fit, scripted, info) -> None:
     trainer = fit(scripted(), max_time="00:00:00:00", max_epochs=-1)
     assert trainer.global_step == 0
     assert [type(callback) for callback in trainer.callbacks] == [Timer]
+    assert [line for line in info() if "ime" in line] == [
+        "Time limit reached. Elapsed time is 0:00:00. Signaling Trainer to stop."
+    ]
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,18 @@ def test_the_module_goes_to_the_device_of_the_weights(path):
     assert loaded.scratch.device.type == loaded.device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["cpu", torch.device("cpu"), {"cpu": "cpu"}, lambda storage, location: storage],
+    ids=["name", "device", "dict", "function"],
+)
+def test_map_location_as_in_torch(path, place):
+    module = Net(3)
+    loaded = Net.load_from_checkpoint(save(path, module), map_location=place)
+    assert torch.equal(loaded.layer.weight, module.layer.weight)
+    assert loaded.device.type == "cpu"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device exists")
 def test_tensors_of_a_device_that_is_not_here_go_to_the_cpu(path):
     save(path, Net(3))

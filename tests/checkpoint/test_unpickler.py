@@ -16,8 +16,10 @@ import fulmen
 from fulmen.callbacks import EarlyStopping
 from fulmen.checkpoint.hyperparameters import AttributeDict
 from fulmen.checkpoint.store import read
+from fulmen.checkpoint.unpickler import pl_legacy_patch
 from fulmen.errors import CheckpointError
 from fulmen.loggers import CSVLogger
+from fulmen.utilities.combined_loader import CombinedLoader
 
 
 @pytest.fixture
@@ -89,3 +91,52 @@ def test_plain_pickles_are_still_refused(tmp_path: Path) -> None:
     (tmp_path / "file.pt").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         read(tmp_path / "file.pt", weights_only=True)
+
+
+# ---------------------------------------------------------------------------------------------------- any load
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("pytorch_lightning.callbacks.early_stopping", EarlyStopping),
+        ("lightning.pytorch.utilities.combined_loader", CombinedLoader),
+        ("lightning_fabric.fabric", fulmen.Fabric),
+        ("pytorch_lightning", fulmen.Trainer),
+    ],
+)
+def test_the_patch_is_for_any_load(pickled_as: Any, path: str, expected: type) -> None:
+    file = pickled_as(path, lambda foreign: {foreign: 1}, expected.__name__)
+    before = set(sys.modules), list(sys.meta_path)
+    with pl_legacy_patch() as patch:
+        assert isinstance(patch, pl_legacy_patch)
+        assert torch.load(file, weights_only=False) == {expected: 1}
+        assert path in sys.modules
+    assert path not in sys.modules
+    assert list(sys.meta_path) == before[1]
+    assert not {name for name in set(sys.modules) - before[0] if not name.startswith("fulmen")}
+    with pytest.raises(ModuleNotFoundError):
+        torch.load(file, weights_only=False)
+
+
+def test_what_the_patch_has_not_is_said(pickled_as: Any) -> None:
+    file = pickled_as("pytorch_lightning.callbacks.gpu_stats", lambda foreign: foreign, "GPUStats")
+    with pl_legacy_patch(), pytest.raises(AttributeError, match="GPUStats"):
+        torch.load(file, weights_only=False)
+    with pl_legacy_patch(), pytest.raises(ModuleNotFoundError, match="not_lightning"):
+        __import__("not_lightning.callbacks")
+
+
+def test_the_patch_leaves_alone_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ModuleType("pytorch_lightning")
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", real)
+    with pl_legacy_patch():
+        assert __import__("pytorch_lightning") is real
+    assert sys.modules["pytorch_lightning"] is real
+
+
+def test_the_default_of_old_hyperparameters(pickled_as: Any) -> None:
+    file = pickled_as("pytorch_lightning.utilities.argparse_utils", lambda foreign: foreign, "_gpus_arg_default")
+    assert read(file, weights_only=False)(3) == 3
+    with pl_legacy_patch():
+        assert torch.load(file, weights_only=False)("x") == "x"

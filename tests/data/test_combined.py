@@ -112,6 +112,11 @@ def test_setting_limits() -> None:
     assert combined.limits is None
     with pytest.raises(ValueError, match=r"number of limits \(1\) and number of iterables \(2\)"):
         combined.limits = [1]
+    with pytest.raises(ValueError, match=r"are numbers of batches, got 0.5.*limit_train_batches=0.5"):
+        combined.limits = [1, 0.5]
+    assert combined.limits is None
+    combined.limits = 2.0
+    assert len(list(combined)) == len(combined) == 2
 
 
 def test_length_needs_an_iterator() -> None:

@@ -89,6 +89,13 @@ def test_impossible_limits(length: float, limit: Any, message: str) -> None:
     assert caught.value.subject is limit
 
 
+def test_an_impossible_limit_is_named_as_the_user_gave_it() -> None:
+    with pytest.raises(MisconfigurationException, match=r"The val loader is too short: `overfit_batches=0\.05` of 10"):
+        limited_length(10, 0.05, "val", "overfit_batches")
+    with pytest.raises(MisconfigurationException, match=r"^`overfit_batches=0\.5` is a fraction, but the train loader"):
+        Feed(Unsized(5), limit=0.5, limited_by="overfit_batches")
+
+
 @pytest.mark.parametrize(
     ("loaders", "limit", "num_batches", "given"),
     [
@@ -301,6 +308,24 @@ def test_empty_loaders() -> None:
         Feed(loader(1, 2, drop_last=True), sum_over_ranks=lambda local: local + 3)
     with pytest.warns(UserWarning, match="but 3 on others"):
         Feed(loader(1, 2, drop_last=True), sum_over_ranks=lambda local: local + 3, allow_zero_length=True)
+
+
+@pytest.mark.parametrize("loaders", [{}, {"a": {}}], ids=str)
+def test_no_loaders_at_all(loaders: Any) -> None:
+    with pytest.warns(UserWarning, match="The collection of train loaders is empty"):
+        feed = Feed(loaders)
+    assert (feed.num_batches, list(feed.start(0))) == (0, [])
+
+
+def test_reloading_workers_with_pinned_memory_are_mentioned() -> None:
+    stream = DataLoader(SizelessStream(), num_workers=2, persistent_workers=True, pin_memory=True)
+    with pytest.warns(PossibleUserWarning, match="is replaced every few epochs"):
+        Feed(stream, reloading=True)
+
+
+class SizelessStream(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
 
 
 class SizedStream(IterableDataset[int]):

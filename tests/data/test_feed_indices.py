@@ -7,10 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from fulmen.data import Feed
 from fulmen.data.loaders import complete_copy
+from fulmen.errors import PossibleUserWarning
 from fulmen.fabric.seed import capture_random
 
 pytestmark = pytest.mark.filterwarnings("ignore::fulmen.errors.PossibleUserWarning")
@@ -140,6 +150,32 @@ def test_a_loader_with_its_last_batch(dataset: Any) -> None:
     torch.manual_seed(2)
     first = epochs(Feed(loader, name="predict"), 1)
     assert given[:3] == first
+
+
+def test_a_batch_sampler_of_the_users_own_gives_its_last_batch() -> None:
+    class Pairs(BatchSampler):
+        def __init__(self, dataset: Any, name: str) -> None:
+            super().__init__(SequentialSampler(dataset), 2, drop_last=True)
+            self.name = name
+
+    own = Pairs(range(5), "pairs")
+    complete = complete_copy(DataLoader(table(), batch_sampler=own))
+    assert list(complete.batch_sampler) == [[0, 1], [2, 3], [4]]
+    assert (type(complete.batch_sampler), complete.batch_sampler.name) == (Pairs, "pairs")
+    assert list(own) == [[0, 1], [2, 3]]
+
+
+class DropsItself(Sampler[list[int]]):
+    drop_last = True
+
+    def __iter__(self) -> Any:
+        return iter([[0, 1], [2, 3]])
+
+
+def test_a_foreign_batch_sampler_that_drops_something_is_kept_and_said() -> None:
+    loader = DataLoader(table(), batch_sampler=DropsItself())
+    with pytest.warns(PossibleUserWarning, match=r"DropsItself of the predict loader has `drop_last=True`"):
+        assert complete_copy(loader) is loader
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_properties():
 
 
 def test_settings_that_cannot_work():
-    with pytest.raises(ValueError, match="strategy='ddp'"):
-        fabric(strategy="ddp")
+    with pytest.raises(ValueError, match="Did you mean 'ddp'"):
+        fabric(strategy="dpp")
     with pytest.raises(TypeError, match="fits nowhere"):
         fabric(plugins=3)
     with pytest.raises(TypeError, match="positional"):
@@ -213,6 +213,15 @@ def test_nothing_is_set_up_twice():
             call()
     with pytest.raises(ValueError, match="at least one optimizer"):
         run.setup_optimizers()
+
+
+@pytest.mark.parametrize("given", [3, {"lr": 0.1}, nn.Linear(1, 1)], ids=lambda given: type(given).__name__)
+def test_what_is_no_optimizer(given):
+    message = f"takes optimizers, got {type(given).__name__}"
+    with pytest.raises(TypeError, match=f"`setup` {message}"):
+        fabric().setup(nn.Linear(1, 1), given)
+    with pytest.raises(TypeError, match=f"`setup_optimizers` {message}"):
+        fabric().setup_optimizers(given)
 
 
 def test_parameters_without_data():
@@ -472,6 +481,12 @@ def test_callbacks_hear_of_setup_and_steps():
     assert recorder.calls == ["Sequential", "SGD"]
 
 
+def test_setup_module_is_heard_of_too():
+    recorder = Recorder()
+    fabric(callbacks=recorder).setup_module(nn.Linear(1, 1))
+    assert recorder.calls == ["Linear"]
+
+
 class Logger:
     def __init__(self):
         self.lines = []
@@ -487,9 +502,13 @@ def test_log():
     run.log_dict({"a": 1, "b": torch.tensor([2])})
     for logger in loggers:
         assert logger.lines == [({"loss": 0.5}, 2), ({"a": 1, "b": 2}, None)]
+    run.log_dict({"a": {"b": torch.tensor(3.0), "c": 1}})
+    assert loggers[0].lines[-1] == ({"a": {"b": 3.0, "c": 1}}, None)
+    assert type(loggers[0].lines[-1][0]["a"]["b"]) is float
     fabric().log("loss", 1.0)
-    with pytest.raises(ValueError, match="loss"):
-        run.log("loss", torch.ones(2))
+    for value in (torch.ones(2), {"deep": torch.ones(2)}):
+        with pytest.raises(ValueError, match=r"is a tensor of shape \(2,\)"):
+            run.log("loss", value)
 
 
 def test_a_lightning_module_keeps_its_abilities():

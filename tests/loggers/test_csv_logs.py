@@ -194,9 +194,16 @@ def test_hyperparameters_are_written_when_logged(tmp_path):
     assert not (Path(logger.log_dir) / "metrics.csv").exists()
 
 
-def test_a_url_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is a URL"):
-        CSVLogger("s3://bucket/logs")
+def test_rows_are_copied_to_a_url_now_and_then(tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    logger = CSVLogger(f"memory://{tmp_path.name}", name="")
+    url = f"{logger.log_dir}/metrics.csv"
+    for step in range(3):
+        logger.log_metrics({"a": step}, step)
+        logger.save()
+    assert fsspec.open(url, "rt").open().read() == "a,step\n0,0\n"
+    logger.finalize("success")
+    assert fsspec.open(url, "rt").open().read() == "a,step\n0,0\n1,1\n2,2\n"
 
 
 def test_the_writer_alone(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 pytest.importorskip("tensorboard")
 
-from fulmen.loggers.tensorboard import TensorBoardLogger
+from fulmen.loggers.tensorboard import TensorBoardLogger, _flattened
 from fulmen.ranks import rank_zero_only
 
 
@@ -163,3 +163,26 @@ def test_missing_package(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=r"fulmen\[tensorboard\]"):
         TensorBoardLogger(tmp_path)
+
+
+def test_hyperparameters_are_made_plain_for_the_table():
+    np = pytest.importorskip("numpy")
+    tensor = torch.ones(2)
+    given = {
+        "count": np.int64(3),
+        "rate": np.float32(0.5),
+        "flag": np.bool_(True),
+        "array": np.zeros(2),
+        "none": None,
+        "function": len,
+        "plain": {"bool": True, "int": 1, "float": 0.5, "text": "x"},
+        "tensor": tensor,
+        "empty": {},
+    }
+    flat = _flattened(given)
+    assert {name: flat[name] for name in ("count", "rate", "flag")} == {"count": 3, "rate": 0.5, "flag": True}
+    assert [type(flat[name]) for name in ("count", "rate", "flag")] == [int, float, bool]
+    assert {name: flat[f"plain/{name}"] for name in given["plain"]} == given["plain"]
+    assert flat["tensor"] is tensor
+    others = {name: flat[name] for name in ("array", "none", "function", "empty")}
+    assert others == {"array": "[0. 0.]", "none": "None", "function": "<built-in function len>", "empty": "{}"}

@@ -85,6 +85,17 @@ def test_several_loaders_need_dataloader_idx(quiet: Any, ValNet: Any, data: Any,
 
 
 @pytest.mark.parametrize("stage", CALLS)
+def test_arguments_by_name_are_no_dataloader_idx(quiet: Any, Net: Any, data: Any, stage: str) -> None:
+    def step(self: Any, batch: Tensor, batch_idx: int, **arguments: Any) -> None:
+        assert arguments == {}
+
+    module = evaluating(Net, step, stage)
+    getattr(quiet(), stage)(module, data(1), verbose=False)
+    with pytest.raises(RuntimeError, match=f"`{STEP[stage]}_step` does not take `dataloader_idx`"):
+        getattr(quiet(), stage)(module, [data(1), data(1)], verbose=False)
+
+
+@pytest.mark.parametrize("stage", CALLS)
 def test_one_loader_gives_no_dataloader_idx(quiet: Any, Net: Any, data: Any, stage: str) -> None:
     def step(self: Any, batch: Tensor, batch_idx: int, dataloader_idx: int) -> None: ...
 

@@ -124,6 +124,7 @@ def test_fit_equals_a_raw_loop_bit_for_bit(fit: Any, accumulate: int, clip: floa
             {"check_val_every_n_epoch": None, "val_check_interval": 6, "max_epochs": 2},
             "0.0 0.1 0.2 0.3 end 1.0 1.1 val 1.2 1.3 end",
         ),
+        ({"check_val_every_n_epoch": None, "max_epochs": 2}, "0.0 0.1 0.2 0.3 val end 1.0 1.1 1.2 1.3 val end"),
         ({"val_check_interval": {"microseconds": 1}, "limit_train_batches": 2}, "0.0 val 0.1 val end"),
         ({"val_check_interval": timedelta(hours=1)}, "0.0 0.1 0.2 0.3 end"),
         ({"val_check_interval": "00:01:00:00", "check_val_every_n_epoch": None}, "0.0 0.1 0.2 0.3 end"),
@@ -136,6 +137,7 @@ def test_fit_equals_a_raw_loop_bit_for_bit(fit: Any, accumulate: int, clip: floa
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:.*never comes due")
 def test_when_validation_runs(
     fit: Any, ValNet: Any, data: Any, diary: Any, arguments: dict[str, Any], expected: str
 ) -> None:
@@ -147,11 +149,13 @@ def test_when_validation_runs(
     ("arguments", "expected"),
     [
         ({}, "0.0 0.1 0.2 val end"),
-        ({"val_check_interval": 2}, "0.0 0.1 val 0.2 val end"),
+        ({"val_check_interval": 2}, "0.0 0.1 val 0.2 end"),
+        ({"val_check_interval": 5}, "0.0 0.1 0.2 end"),
+        ({"check_val_every_n_epoch": None}, "0.0 0.1 0.2 val end"),
         ({"limit_train_batches": 2}, "0.0 0.1 val end"),
         ({"limit_train_batches": 2, "val_check_interval": 1}, "0.0 val 0.1 val end"),
         ({"limit_train_batches": 5}, "0.0 0.1 0.2 val end"),
-        ({"val_check_interval": timedelta(hours=1)}, "0.0 0.1 0.2 val end"),
+        ({"val_check_interval": timedelta(hours=1)}, "0.0 0.1 0.2 end"),
     ],
     ids=str,
 )

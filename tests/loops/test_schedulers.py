@@ -109,6 +109,12 @@ def test_a_skipped_epoch_steps_its_schedulers(fit: Any, Net: Any, data: Any) -> 
         assert rates(fit, module, data(3)) == expected
 
 
+def test_a_skip_closes_the_window(fit: Any, Net: Any, data: Any) -> None:
+    module = stepping(Net, interval="step")
+    module.on_train_batch_start = lambda batch, batch_idx: -1 if batch_idx == 2 else None
+    assert rates(fit, module, data(4), accumulate_grad_batches=2) == "0, 0, 1, end 2"
+
+
 def test_nothing_steps_in_manual_optimisation(fit: Any, Net: Any, data: Any) -> None:
     module = stepping(Net, interval="step")
     module.automatic_optimization = False
@@ -170,6 +176,14 @@ def test_an_epoch_that_was_cut_short_is_no_plateau(fit: Any, Net: Any, data: Any
     module = plateau(Net, "train")
     module.on_train_batch_end = lambda outputs, batch, batch_idx: setattr(module.trainer, "should_stop", True)
     assert rates(fit, module, data(2), max_epochs=4, min_epochs=3).endswith("1, end 1")
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_epoch_of_which_the_rest_was_skipped_is_a_plateau(fit: Any, Net: Any, data: Any, at: int) -> None:
+    module = plateau(Net, "train")
+    module.on_train_batch_start = lambda batch, batch_idx: -1 if batch_idx == at else None
+    assert rates(fit, module, data(4), max_epochs=3).endswith("1, end 1")
+    assert module.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
 
 
 def test_a_value_logged_at_the_end_of_the_epoch_can_be_monitored(fit: Any, Net: Any, data: Any) -> None:

@@ -179,6 +179,15 @@ def test_clipping_must_not_contradict_the_trainer(fit: Any, Net: Any, data: Any,
         fit(Contradicts(), data(1), gradient_clip_val=1.0, gradient_clip_algorithm="norm")
 
 
+def test_an_unknown_way_of_clipping_is_refused(fit: Any, Net: Any, data: Any) -> None:
+    class Mistypes(Net):
+        def configure_gradient_clipping(self, optimizer: Any, *arguments: Any, **keywords: Any) -> None:
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norms")
+
+    with pytest.raises(MisconfigurationException, match=r"gradient_clip_algorithm='norms'.*'norm' or 'value'"):
+        fit(Mistypes(), data(1))
+
+
 def test_hooks_may_be_given_by_the_instance(fit: Any, Net: Any, data: Any) -> None:
     module, calls = Net(), []
     module.training_step = lambda batch, batch_idx: calls.append(batch_idx) or module.loss(batch)

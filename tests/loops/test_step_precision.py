@@ -131,3 +131,13 @@ def test_no_loss_under_a_scaler_steps_nothing(fit: Any, data: Any, needs_closure
     with pytest.warns(UserWarning, match="returned None"):
         trainer = fit(module, data(2), plugins=[precision])
     assert (trainer.global_step, module.weight[0].item(), trainer.scaler.get_scale()) == (2, 1.0, 4.0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fused_optimizer_is_clipped(fit: Any, data: Any, precision: str) -> None:
+    module = Scaled()
+    module.training_step = lambda batch, batch_idx: 8 * module.weight.sum()
+    module.configure_optimizers = lambda: SGD([module.weight], lr=0.1, fused=True)
+    module.on_before_optimizer_step = lambda optimizer: None
+    fit(module, data(2), precision=precision, gradient_clip_val=0.5, gradient_clip_algorithm="value")
+    assert module.weight[0].item() == pytest.approx(1 - 2 * 0.1 * 0.5)

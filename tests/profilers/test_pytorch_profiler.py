@@ -9,7 +9,7 @@ from torch.profiler import ProfilerAction, ProfilerActivity, schedule
 
 from fulmen.errors import MisconfigurationException
 from fulmen.profilers import PyTorchProfiler
-from fulmen.profilers.pytorch import RegisterRecordFunction
+from fulmen.profilers.pytorch import RegisterRecordFunction, ScheduleWrapper
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a `validation_step` but no val dataloader")
 
@@ -232,3 +232,46 @@ def test_calls_that_fail_end_their_name():
     title = next(name for name in events if name.startswith("[module]"))
     assert title.endswith("Failing: 0")
     assert events[title].time_range.end <= events["after"].time_range.start
+
+
+# ---------------------------------------------------------------------------------------------------- one schedule
+
+
+NONE, WARMUP, SAVE = ProfilerAction.NONE, ProfilerAction.WARMUP, ProfilerAction.RECORD_AND_SAVE
+
+
+def test_a_schedule_counts_each_kind_of_step():
+    wrapper = ScheduleWrapper(schedule(wait=1, warmup=1, active=1, repeat=0))
+    assert (wrapper(0), wrapper.num_step, wrapper.has_finished) == (NONE, 0, False)
+    wrapper.setup("[LightningModule]Net.training_step")
+    assert (wrapper.num_step, wrapper.is_training) == (0, True)
+    for number, action in ((1, WARMUP), (2, SAVE), (2, NONE), (2, NONE)):
+        wrapper.pre_step("[LightningModule]Net.training_step")
+        assert (wrapper(99), wrapper.num_step) == (action, number)
+        assert wrapper.has_finished is (number == 2)
+    wrapper.pre_step("validation_step")
+    assert (wrapper.num_step, wrapper.has_finished, wrapper(99)) == (0, False, WARMUP)
+    wrapper.pre_step("training_step")
+    assert (wrapper.num_step, wrapper.has_finished) == (2, True)
+    wrapper.reset()
+    assert (wrapper.num_step, wrapper.has_finished, wrapper.is_training) == (0, False, False)
+
+
+@pytest.mark.parametrize("kind", ["training", "validating", "testing", "predicting"])
+def test_a_schedule_knows_the_kind_of_step(kind):
+    name = {"training": "training", "validating": "validation", "testing": "test", "predicting": "predict"}[kind]
+    wrapper = ScheduleWrapper(always)
+    wrapper.pre_step(f"[Strategy]SingleDeviceStrategy.{name}_step")
+    flags = [wrapper.is_training, wrapper.is_validating, wrapper.is_testing, wrapper.is_predicting]
+    assert flags == [kind == other for other in ("training", "validating", "testing", "predicting")]
+
+
+def test_one_profile_over_steps_of_two_kinds():
+    wrapper, saved = ScheduleWrapper(schedule(wait=0, warmup=1, active=1)), []
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU], schedule=wrapper, on_trace_ready=lambda profile: saved.append(kind)
+    ) as profile:
+        for kind in ("training_step",) * 3 + ("validation_step",) * 3:
+            wrapper.pre_step(kind)
+            profile.step()
+    assert saved == ["training_step", "validation_step"]

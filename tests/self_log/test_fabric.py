@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -12,9 +14,8 @@ import fulmen
 def module(Net, recorder):
     fabric = fulmen.Fabric(accelerator="cpu", loggers=recorder)
     module = Net()
-    module.fabric = fabric
-    yield module  # the module holds its Fabric weakly
-    del fabric
+    fabric.setup(module)
+    return module
 
 
 def test_values_go_to_the_loggers_of_fabric(module, recorder):
@@ -27,6 +28,14 @@ def test_logger_false_logs_nothing(module, recorder):
     module.log("x", 1.0, logger=False)
     module.log_dict({"a": 1.0}, logger=False)
     assert recorder.calls == []
+
+
+def test_the_module_keeps_its_fabric(Net, recorder):
+    module = Net()
+    fulmen.Fabric(accelerator="cpu", loggers=recorder).setup(module)
+    gc.collect()
+    module.log("x", 1.0)
+    assert recorder.rows == [({"x": 1.0}, None)]
 
 
 @pytest.mark.parametrize("value", [{"a": 1.0}, [1.0], None, "text"])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import socket
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -97,6 +99,39 @@ def test_a_module_that_cannot(kind: type[Net], reason: str, port: int) -> None:
     with pytest.warns(UserWarning, match=reason):
         fit(kind(), validator)
     assert validator.successful is False
+
+
+def test_no_thread_stays_behind(port: int) -> None:
+    class Slow(Served):
+        def serve_step(self, x: torch.Tensor) -> dict[str, Any]:  # type: ignore[override]
+            time.sleep(0.5)
+            return super().serve_step(x)
+
+    before = set(threading.enumerate())
+    with pytest.raises(MisconfigurationException, match=r"did not answer in 0.2 s"):
+        fit(Slow(), ServableModuleValidator(port=port, timeout=0.2))  # type: ignore[arg-type]
+    fit(Served(), ServableModuleValidator(port=port))
+    give_up = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < give_up:  # the server's workers take a moment
+        time.sleep(0.01)
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_imports_of_the_server_may_take_longer_than_its_answer(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    uvicorn = pytest.importorskip("uvicorn")
+    load = uvicorn.Config.load
+    monkeypatch.setattr(uvicorn.Config, "load", lambda config: (time.sleep(0.6), load(config)))
+    validator = ServableModuleValidator(port=port, timeout=0.5)  # type: ignore[arg-type]
+    fit(Served(), validator)
+    assert validator.successful
+
+
+def test_the_answer_of_another_server_does_not_count(port: int) -> None:
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(MisconfigurationException, match=rf"no server at http://127.0.0.1:{port}: .*another `port`"),
+    ):
+        fit(Served(), ServableModuleValidator(port=port))
 
 
 def test_what_is_not_possible() -> None:

@@ -21,7 +21,8 @@ class DeviceStatsMonitor(Callback):
 
     They are those of ``trainer.accelerator.get_device_stats``: for CUDA ``torch.cuda.memory_stats``, for the CPU the
     memory and processor time in use, in percent. Their names are ``DeviceStatsMonitor.on_train_batch_start/<stat>`` and
-    so on. They are logged when the metrics of the step are (``log_every_n_steps``).
+    so on. They are logged when the metrics of the step are; in validation and test for every so many batches
+    (``log_every_n_steps``).
 
     Args:
         cpu_stats: On another device than the CPU, True also logs what ``get_cpu_stats`` gives. On the CPU, False logs
@@ -42,7 +43,7 @@ class DeviceStatsMonitor(Callback):
         """Batches are of no interest when nothing is logged."""
         if hook == "setup":
             return True
-        return bool(trainer.loggers and trainer.log_every_n_steps) and self._has_stats(trainer)
+        return trainer.logs_by_step and self._has_stats(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there is a logger, and reads the stats once: what is missing shows before training begins."""
@@ -59,19 +60,22 @@ class DeviceStatsMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_train_batch_start")
+        if trainer.logs_step(trainer.logging_step):
+            self._log(trainer, "on_train_batch_start")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_train_batch_end")
+        if trainer.logs_step(trainer.logging_step):
+            self._log(trainer, "on_train_batch_end")
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_validation_batch_start")
+        if trainer.logs_batch(batch_idx):
+            self._log(trainer, "on_validation_batch_start")
 
     def on_validation_batch_end(
         self,
@@ -83,13 +87,15 @@ class DeviceStatsMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_validation_batch_end")
+        if trainer.logs_batch(batch_idx):
+            self._log(trainer, "on_validation_batch_end")
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_test_batch_start")
+        if trainer.logs_batch(batch_idx):
+            self._log(trainer, "on_test_batch_start")
 
     def on_test_batch_end(
         self,
@@ -101,7 +107,8 @@ class DeviceStatsMonitor(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Logs the stats, if they are due."""
-        self._log(trainer, "on_test_batch_end")
+        if trainer.logs_batch(batch_idx):
+            self._log(trainer, "on_test_batch_end")
 
     def _has_stats(self, trainer: Trainer) -> bool:
         return self._cpu_stats is not False or trainer.strategy.root_device.type != "cpu"
@@ -116,10 +123,7 @@ class DeviceStatsMonitor(Callback):
         return {name: value for name, value in stats.items() if name in self._filter_keys}
 
     def _log(self, trainer: Trainer, hook: str) -> None:
-        step = trainer.fit_loop.batches_that_stepped
-        if not trainer.logs_step(step):
-            return
         stats = self._read(trainer)
         for logger in trainer.loggers if stats else ():
             prefix = f"{type(self).__qualname__}.{hook}{logger.group_separator}"
-            logger.log_metrics({prefix + name: value for name, value in stats.items()}, step=step)
+            logger.log_metrics({prefix + name: value for name, value in stats.items()}, trainer.logging_step)

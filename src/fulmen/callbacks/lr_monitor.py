@@ -83,7 +83,7 @@ class LearningRateMonitor(Callback):
     def listens(self, hook: str, trainer: Trainer) -> bool:
         """Batches are of no interest when nothing is logged by step."""
         if hook == "on_train_batch_start":
-            return self.logging_interval != "epoch" and bool(trainer.log_every_n_steps)
+            return self.logging_interval != "epoch" and trainer.logs_by_step
         return True
 
     def on_train_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +106,7 @@ class LearningRateMonitor(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Logs what is logged by step, when loggers are due."""
-        if self._by_step and trainer.logs_step(trainer.fit_loop.epoch_loop._batches_that_stepped):
+        if self._by_step and trainer.logs_step(trainer.logging_step):
             self._log(trainer, self._by_step)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -148,9 +148,8 @@ class LearningRateMonitor(Callback):
         values: dict[str, float] = {}
         for one in watched:
             values.update(self._read(one))
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=step)
+            logger.log_metrics(values, step=trainer.logging_step)
         device = trainer.strategy.root_device
         trainer.callback_metrics.update({name: torch.tensor(value, device=device) for name, value in values.items()})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 import weakref
 from datetime import timedelta
@@ -26,10 +25,11 @@ from fulmen.callbacks.ranking import (
     worst_of,
     worst_value,
 )
-from fulmen.checkpoint.store import is_url
 from fulmen.errors import MisconfigurationException
 from fulmen.extras import need
+from fulmen.paths import absolute, exists, is_url, join, names_in, write_problem
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
+from fulmen.reach import never_due, no_validation, reach_of, warn
 from fulmen.states import TrainerFn
 from fulmen.trigger import Every
 
@@ -119,7 +119,7 @@ class ModelCheckpoint(Checkpoint):
         every: Every | str | None = None,
     ) -> None:
         super().__init__()
-        self.dirpath = _absolute(dirpath) if dirpath else None
+        self.dirpath = absolute(dirpath) if dirpath else None
         self.filename = filename
         self.monitor = monitor
         self.verbose = verbose
@@ -246,7 +246,7 @@ class ModelCheckpoint(Checkpoint):
                 f"`ModelCheckpoint(save_last='link', dirpath={self.dirpath!r})`: there are no links but in a local"
                 " directory. Use `save_last=True`, which writes a file."
             )
-        problem = trainer.strategy.broadcast(_write_problem(self.dirpath) if trainer.is_global_zero else None)
+        problem = trainer.strategy.broadcast(write_problem(self.dirpath) if trainer.is_global_zero else None)
         if problem is not None:
             raise MisconfigurationException(
                 f"`ModelCheckpoint` cannot write to {self.dirpath!r}: {problem}."
@@ -254,7 +254,7 @@ class ModelCheckpoint(Checkpoint):
                 subject=self.dirpath,
             )
         starts_anew = self._saved_step == 0 and trainer.ckpt_path is None
-        if self.save_top_k != 0 and starts_anew and trainer.is_global_zero and _has_files(self.dirpath):
+        if self.save_top_k != 0 and starts_anew and trainer.is_global_zero and names_in(self.dirpath):
             rank_zero_warn(f"Checkpoint directory {self.dirpath} exists and is not empty.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,6 +266,8 @@ class ModelCheckpoint(Checkpoint):
         if self._counts_in_loop:
             assert self._every is not None
             trainer.fit_loop.watch(self._every)
+        if self.save_top_k != 0 and not self.save_on_exception and not trainer.fast_dev_run:
+            warn(_never_due(self, trainer))
 
     @property
     def _counts_in_loop(self) -> bool:
@@ -486,15 +488,15 @@ class ModelCheckpoint(Checkpoint):
     def _remove(self, trainer: Trainer, path: str) -> None:
         """Removes a checkpoint, if it is one of ours and not what this run started from."""
         started_from = trainer.ckpt_path
-        if started_from and _absolute(started_from) == _absolute(path):
+        if started_from and absolute(started_from) == absolute(path):
             return
         if _is_inside(path, str(self.dirpath)):
             trainer.strategy.remove_checkpoint(path)
 
     def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         """Whether there is a file or directory at ``filepath``, as rank 0 sees it."""
-        exists = _exists(filepath) if trainer.is_global_zero else False
-        return bool(trainer.strategy.broadcast(exists))
+        is_there = exists(filepath) if trainer.is_global_zero else False
+        return bool(trainer.strategy.broadcast(is_there))
 
     def format_checkpoint_name(
         self,
@@ -521,12 +523,12 @@ class ModelCheckpoint(Checkpoint):
             >>> ModelCheckpoint(filename="{epoch:03d}-{acc:.2f}").format_checkpoint_name({"epoch": 3, "acc": 0.987})
             'epoch=003-acc=0.99.ckpt'
         """
-        join = self.CHECKPOINT_JOIN_CHAR
-        template = filename or self.filename or f"{{epoch}}{join}{{step}}"
+        between = self.CHECKPOINT_JOIN_CHAR
+        template = filename or self.filename or f"{{epoch}}{between}{{step}}"
         name = fill_in(template, metrics, self.auto_insert_metric_name, self.CHECKPOINT_EQUALS_CHAR)
         parts = [prefix, name, None if ver is None else f"v{ver}"]
-        name = join.join(part for part in parts if part) + self.FILE_EXTENSION
-        return os.path.join(self.dirpath, name) if self.dirpath else name
+        name = between.join(part for part in parts if part) + self.FILE_EXTENSION
+        return join(self.dirpath, name) if self.dirpath else name
 
     def to_yaml(self, filepath: str | Path | None = None) -> None:
         """Writes ``best_k_models`` as YAML: path and score.
@@ -534,7 +536,7 @@ class ModelCheckpoint(Checkpoint):
         Args:
             filepath: The file; default ``best_k_models.yaml`` in ``dirpath``.
         """
-        path = str(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml"))
+        path = str(filepath or join(self.dirpath or "", "best_k_models.yaml"))
         text = need("yaml").safe_dump({name: float(score) for name, score in self.best_k_models.items()})
         if is_url(path):
             with need("fsspec").open(path, "w") as stream:
@@ -555,15 +557,29 @@ def _in_known_units(every: Every, *given: Any) -> tuple[int | None, timedelta | 
     return every.steps or (0 if every.unit in ("batches", "samples") else None), interval, every.epochs
 
 
+def _never_due(callback: ModelCheckpoint, trainer: Trainer) -> str | None:
+    """The message for a run that is too short to save anything by the trigger; None for all others."""
+    reach, name, result = reach_of(trainer), type(callback).__name__, "it saves no checkpoint"
+    if callback._counts_in_loop:
+        assert callback._every is not None
+        return never_due(name, "every", callback._every, reach, result)
+    if callback._every_n_train_steps:
+        every = Every(steps=callback._every_n_train_steps)
+        return never_due(name, "every_n_train_steps", every, reach, result, unit="steps")
+    if not callback._every_n_epochs:
+        return None
+    if not callback._saves_at_epoch_end(trainer) and no_validation(trainer, reach) is not None:
+        return (
+            f"`{name}` saves after a validation, and this run is too short for one, so {result}. Type"
+            f" `{name}(save_on_train_epoch_end=True)` to save at the end of an epoch."
+        )
+    return never_due(name, "every_n_epochs", Every(epochs=callback._every_n_epochs), reach, result, unit="epochs")
+
+
 def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the loop validates after this batch; rank 0's answer, since it may depend on the clock."""
     fit = trainer.fit_loop
     return bool(trainer.strategy.broadcast(fit.validates and fit.validation_due(batch_idx)))
-
-
-def _absolute(path: str | Path) -> str:
-    """``path`` made real; a URL as it is."""
-    return str(path) if is_url(path) else os.path.realpath(os.path.expanduser(path))
 
 
 def _is_inside(path: str, directory: str) -> bool:
@@ -574,42 +590,14 @@ def _is_inside(path: str, directory: str) -> bool:
     return parent.is_relative_to(os.path.realpath(directory))
 
 
-def _exists(path: str | Path) -> bool:
-    if is_url(path):
-        filesystem, location = need("fsspec.core").url_to_fs(str(path))
-        return bool(filesystem.exists(location))
-    return os.path.lexists(path)
-
-
-def _has_files(directory: str) -> bool:
-    if is_url(directory):
-        filesystem, location = need("fsspec.core").url_to_fs(directory)
-        return bool(filesystem.isdir(location) and filesystem.ls(location))
-    return os.path.isdir(directory) and bool(os.listdir(directory))
-
-
 def default_dirpath(trainer: Trainer) -> str:
     """Where the first logger keeps its files, or the root directory of the trainer."""
     root = trainer.default_root_dir
     if not trainer.loggers:
-        return os.path.join(root, "checkpoints")
+        return join(root, "checkpoints")
     logger = trainer.loggers[0]
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-    return os.path.join(logger.save_dir or root, str(logger.name or ""), version, "checkpoints")
-
-
-def _write_problem(directory: str) -> str | None:
-    """Why nothing can be written to a local directory (which need not exist yet), or None."""
-    if is_url(directory):
-        return None
-    place = Path(directory)
-    while not os.path.lexists(place):
-        place = place.parent
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return None
-    except OSError as error:
-        return f"{error.strerror} ({str(place)!r})"
+    return join(logger.save_dir or root, str(logger.name or ""), version, "checkpoints")
 
 
 def _link(path: str, target: str) -> None:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from fulmen.callback import Callback
+from fulmen.checkpoint.store import writer
 from fulmen.errors import SIGTERMException
 from fulmen.loggers.logger import Logger
+from fulmen.paths import is_url, join, local
 from fulmen.ranks import rank_zero_warn
 from fulmen.report import Checkpoint, Curve, ReportData, render
 from fulmen.summary import ModelSummary
@@ -66,7 +68,7 @@ class Report(Callback):
     after_module: ClassVar[frozenset[str]] = frozenset({"on_train_epoch_end", "on_validation_end", "on_test_end"})
 
     def __init__(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> None:
-        self._given_path = self._path = None if path is None else Path(path).expanduser()
+        self._given_path = self._path = None if path is None else _place(path)
         self._title = title
         self._trainer: Trainer | None = None
         self._recorder: _Recorder | None = None
@@ -77,8 +79,8 @@ class Report(Callback):
         return not trainer.fast_dev_run
 
     @property
-    def path(self) -> Path | None:
-        """The file that is written; None before it is known."""
+    def path(self) -> Path | str | None:
+        """The file that is written, or its URL; None before it is known."""
         return self._path
 
     @property
@@ -108,7 +110,7 @@ class Report(Callback):
         # On all ranks: reading `log_dir` is a collective operation.
         folder = trainer.log_dir or trainer.default_root_dir
         if self._trainer is not trainer or self._recorder is None:
-            self._path = self._given_path or Path(folder) / "report.html"
+            self._path = self._given_path or _place(join(folder, "report.html"))
             self._trainer = trainer
             self._recorder = _Recorder(trainer)
             self._earlier = {}
@@ -322,8 +324,16 @@ def versions() -> dict[str, str]:
     return found | {"platform": platform.platform()}
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _place(path: str | os.PathLike[str]) -> Path | str:
+    return os.fspath(path) if is_url(path) else Path(local(os.fspath(path))).expanduser()
+
+
+def write_atomically(path: Path | str, text: str) -> None:
     """Write a file such that a reader sees the old one or the new one, never a part."""
+    if isinstance(path, str):
+        with writer(path) as stream:
+            stream.write(text.encode())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:

@@ -49,7 +49,7 @@ class RichModelSummary(ModelSummary):
         totals.add_column(style="bold")
         totals.add_column(justify="right")
         for label, value in summary_totals(
-            total_parameters, trainable_parameters, model_size, total_training_modes, total_flops
+            summary_data, total_parameters, trainable_parameters, model_size, total_training_modes, total_flops
         ):
             totals.add_row(label, value.strip())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,6 @@ from fulmen.ranks import rank_zero_info, rank_zero_warn
 from fulmen.states import TrainerFn
 
 if TYPE_CHECKING:
-    from fulmen.loops.step import Step
     from fulmen.module import LightningModule
     from fulmen.trainer import Trainer
 
@@ -35,7 +34,8 @@ class StochasticWeightAveraging(Callback):
     After "Averaging Weights Leads to Wider Optima and Better Generalization" (Izmailov et al., 2018). From the epoch of
     the start on, the module's scheduler is replaced by one that anneals the learning rate to ``swa_lrs``. At the end
     of training the average is put into the module. If that has batch norm, one more epoch is run over the training data
-    (``max_epochs + 1``), forward only, to find the statistics that fit the averaged weights.
+    (``max_epochs + 1``), forward only, to find the statistics that fit the averaged weights. It counts and logs no
+    steps; its metrics of the epoch and its validation are those of the averaged weights, logged at the last step.
 
     Args:
         swa_lrs: The learning rate to anneal to: one, or one for each parameter group.
@@ -187,8 +187,7 @@ class StochasticWeightAveraging(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         """Ends the extra epoch."""
         if self._is_extra(trainer):
-            self.reset_momenta()
-            trainer.fit_loop.rebind()
+            self._end_statistics(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average into the module, unless the extra epoch has done so."""
@@ -208,7 +207,8 @@ class StochasticWeightAveraging(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Undoes what is changed for the time of training."""
-        self.reset_momenta()
+        if self._is_extra(trainer):
+            self._end_statistics(trainer)
         self._take_back(trainer)
 
     def _take_back(self, trainer: Trainer) -> None:
@@ -293,7 +293,13 @@ class StochasticWeightAveraging(Callback):
     def _learn_statistics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.momenta:  # resumed: the statistics go on from those of the checkpoint
             self._average_statistics(pl_module)
-        trainer.fit_loop.step = _ForwardStep(trainer.fit_loop.step)  # type: ignore[assignment]
+        trainer.fit_loop.updates = False
+        trainer.fit_loop.rebind()
+
+    def _end_statistics(self, trainer: Trainer) -> None:
+        self.reset_momenta()
+        trainer.fit_loop.updates = True
+        trainer.fit_loop.rebind()
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -317,33 +323,3 @@ class StochasticWeightAveraging(Callback):
 def _learning(module: nn.Module) -> list[_BatchNorm]:
     parts = (part for part in module.modules() if isinstance(part, _BatchNorm))
     return [part for part in parts if part.running_mean is not None and part.training]
-
-
-class _ForwardStep:
-    """A training step that ends after ``training_step``: no backward pass, no update.
-
-    Args:
-        step: The step of the run.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        if not step.module.automatic_optimization:
-            for optimizer in step.trainer.lightning_optimizers:
-                optimizer.connect(_evaluate)
-
-    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Runs ``training_step``; returns its loss for the hooks."""
-        step = self.step
-        step.book.page = step.page
-        with step.strategy.no_backward_sync(step.module, enabled=True):
-            output = step.training_step(batch, batch_idx)
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        return {"loss": loss.detach()} if isinstance(loss, Tensor) else {}
-
-    def backward(self, *args: Any, **kwargs: Any) -> None:
-        """What ``manual_backward`` calls."""
-
-
-def _evaluate(optimizer: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
-    return closure()

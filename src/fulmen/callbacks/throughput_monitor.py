@@ -53,7 +53,7 @@ class ThroughputMonitor(Callback):
 
     def listens(self, hook: str, trainer: Trainer) -> bool:
         """There is nothing to do where there is no logger to write to."""
-        return trainer.is_global_zero and bool(trainer.loggers) and bool(trainer.log_every_n_steps)
+        return trainer.is_global_zero and trainer.logs_by_step
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds out the peak of the device."""
@@ -149,7 +149,7 @@ class ThroughputMonitor(Callback):
         self._update(pl_module, stage, batch)
         counts = self._stages[stage]
         counts.logged += 1
-        if counts.batches % trainer.log_every_n_steps == 0:
+        if trainer.logs_batch(counts.batches - 1):
             self._log(trainer, stage, counts.logged)
 
     def _log(self, trainer: Trainer, stage: RunningStage, step: int) -> None:

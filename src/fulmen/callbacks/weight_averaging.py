@@ -52,7 +52,7 @@ class WeightAveraging(Callback):
         self._kwargs = kwargs
         self._average: AveragedModel | None = None
         self._source: LightningModule | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: tuple[dict[str, Any], dict[str, Any]] | None = None  # weights, and the average's own numbers
         self._swapped = False
         self._latest_update_step = 0
 
@@ -77,10 +77,18 @@ class WeightAveraging(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the average, when the module is complete and on its device."""
         self._source = pl_module
-        self._average = AveragedModel(pl_module, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
-        if self._restored is not None:
-            self._average.load_state_dict(self._restored, strict=pl_module.strict_loading)
-            self._restored = None
+        source = trainer.strategy.copy_for_average(pl_module)
+        self._average = AveragedModel(source, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
+        self._take_restored(trainer, pl_module)
+
+    def _take_restored(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Gives a loaded average its place, as soon as both are there."""
+        if self._average is None or self._restored is None:
+            return
+        weights, numbers = self._restored
+        trainer.strategy.load_module_state_dict(self._average.module, weights, strict=pl_module.strict_loading)
+        self._average.load_state_dict(numbers, strict=False)
+        self._restored = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,8 +162,7 @@ class WeightAveraging(Callback):
         if self._swapped or pl_module is not self._source or not self._has_average:
             return weights
         assert self._average is not None
-        averaged: dict[str, Any] = self._average.module.state_dict()
-        return averaged
+        return trainer.strategy.get_module_state_dict(self._average.module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the current weights and the state of the average."""
@@ -166,7 +173,7 @@ class WeightAveraging(Callback):
             )
             return
         current = self._average.module if self._swapped else pl_module
-        checkpoint["current_model_state"] = current.state_dict()
+        checkpoint["current_model_state"] = trainer.strategy.get_module_state_dict(current)
         state = self._average.state_dict()
         checkpoint["averaging_state"] = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
 
@@ -185,11 +192,11 @@ class WeightAveraging(Callback):
                 " its weights, and the average begins anew."
             )
         else:
-            averaged = {f"{_PREFIX}{name}": value for name, value in checkpoint["state_dict"].items()}
-            self._restored = {**averaged, **checkpoint["averaging_state"]}
+            self._restored = checkpoint["state_dict"], checkpoint["averaging_state"]
             trainer.strategy.load_module_state_dict(
                 pl_module, checkpoint["current_model_state"], strict=pl_module.strict_loading
             )
+            self._take_restored(trainer, pl_module)
 
 
 class EMAWeightAveraging(WeightAveraging):

@@ -40,6 +40,7 @@ __all__ = [
     "VERSION",
     "explain_mismatch",
     "listed",
+    "paragraph",
     "versions",
 ]
 
@@ -90,14 +91,15 @@ def explain_mismatch(module: nn.Module, state_dict: Mapping[str, Any], error: Ex
     if not (missing or unexpected or differing):
         return CheckpointError(f"The checkpoint does not fit {type(module).__name__}: {error}")
     lines = [f"The checkpoint does not fit {type(module).__name__}:"]
-    lines += _paragraph("missing in the checkpoint", [f"{key} {_shape(own[key])}" for key in missing])
-    lines += _paragraph("unknown to the module", [f"{key} {_shape(state_dict[key])}" for key in unexpected])
-    lines += _paragraph("of another shape", differing)
+    lines += paragraph("missing in the checkpoint", [f"{key} {_shape(own[key])}" for key in missing])
+    lines += paragraph("unknown to the module", [f"{key} {_shape(state_dict[key])}" for key in unexpected])
+    lines += paragraph("of another shape", differing)
     lines.append(_advice(own, state_dict, bool(differing)))
     return CheckpointError("\n".join(lines))
 
 
-def _paragraph(title: str, entries: list[str]) -> list[str]:
+def paragraph(title: str, entries: list[str]) -> list[str]:
+    """Lines of a message: a title, and the first few of the entries below it; none without entries."""
     if not entries:
         return []
     more = [f"... and {len(entries) - _SHOWN_KEYS} more"] if len(entries) > _SHOWN_KEYS else []

@@ -6,11 +6,14 @@ import ast
 import csv
 import os
 from argparse import Namespace
-from collections.abc import Mapping, MutableMapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
+
+from torch import nn
 
 from fulmen.extras import available, need
 from fulmen.ranks import rank_zero_warn
@@ -63,6 +66,20 @@ class AttributeDict(dict[Any, Any]):
         names = {key: f'"{key}":' for key in self}
         width = max(map(len, names.values()), default=0)
         return "\n".join(f"{names[key]:<{width}} {self[key]}" for key in sorted(self, key=str))
+
+
+#: Whether the user has been told of modules among the hyperparameters that are being written.
+_modules_are_known: ContextVar[bool] = ContextVar("modules_are_known", default=False)
+
+
+@contextmanager
+def modules_known() -> Iterator[None]:
+    """Context in which nothing is said of an `nn.Module` that is left out of a file: it was when it was saved."""
+    token = _modules_are_known.set(True)
+    try:
+        yield
+    finally:
+        _modules_are_known.reset(token)
 
 
 def is_omegaconf(value: Any) -> bool:
@@ -165,7 +182,8 @@ def save_hparams_to_yaml(
         try:
             yaml.dump({key: value}, Dumper=dumper)
         except (yaml.YAMLError, TypeError):
-            left_out.append(repr(key))
+            if not (_modules_are_known.get() and isinstance(value, nn.Module)):
+                left_out.append(repr(key))
         else:
             writable[key] = value
     if left_out:

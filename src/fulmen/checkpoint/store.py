@@ -6,25 +6,28 @@ import os
 import pickle
 import re
 import secrets
-import shutil
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from torch import Tensor
 
+from fulmen.checkpoint.sharded import is_sharded, read_sharded, save_sharded
 from fulmen.checkpoint.unpickler import REDIRECTING
 from fulmen.errors import CheckpointError
-from fulmen.extras import need
+from fulmen.paths import filesystem, is_url, local, names_in, remove
+from fulmen.tree import map_tensors
 
 __all__ = ["CheckpointIO", "TorchCheckpointIO", "atomic_write", "is_url", "read"]
 
 _TEMPORARY_SUFFIX = ".partial"
 _SHOWN_NAMES = 10
 _SHOWN_SUFFIXES = (".ckpt", ".pt", ".pth")
+_PICKLING_ERRORS = (pickle.PicklingError, AttributeError, TypeError)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how torch names what a weights-only load refuses
 
 MapLocation = Any  # whatever torch.load takes
@@ -62,6 +65,22 @@ class CheckpointIO(ABC):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes the checkpoint at `path`."""
 
+    def save_sharded(self, path: str | Path, state: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Saves a checkpoint of which each process has a part, as a directory; called by all processes.
+
+        Args:
+            path: The directory.
+            state: Nested dicts of tensors: DTensors, or such that are the same on all processes.
+            meta: Everything else.
+        """
+        save_sharded(path, state, meta)
+
+    def read_sharded(
+        self, path: str | Path, like: Mapping[str, Tensor] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads the whole of a sharded checkpoint; arguments as of `fulmen.checkpoint.sharded.read_sharded`."""
+        return read_sharded(path, like, weights_only)
+
     def teardown(self) -> None:  # noqa: B027 - most have nothing to end
         """Called at the end of a run."""
 
@@ -75,7 +94,8 @@ class TorchCheckpointIO(CheckpointIO):
     """Checkpoints as files of `torch.save`, on a local disk or, with fsspec, under any URL.
 
     A local file appears under its name only after all its bytes are on the disk. A process killed while it saves leaves
-    at most a hidden file ending in `.partial`, and an earlier checkpoint of that name is untouched.
+    at most a hidden file ending in `.partial`, and an earlier checkpoint of that name is untouched. A remote one is
+    written in a transaction of its filesystem, to the same effect.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -94,15 +114,10 @@ class TorchCheckpointIO(CheckpointIO):
         try:
             with writer(path) as stream:
                 torch.save(checkpoint, stream)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            if not (culprits := [key for key, value in checkpoint.items() if not _can_be_pickled(value)]):
+        except Exception as error:  # a remote filesystem may raise anything
+            if (explained := failure_of(error, checkpoint, path)) is None:
                 raise
-            raise _unpicklable(culprits, path, error) from error
-        except (OSError, RuntimeError) as error:
-            # torch closes its archive over a failed write, and reports the damage instead of the reason
-            if (reason := _os_error_behind(error)) is None:
-                raise
-            raise _unwritable(path, reason) from error
+            raise explained from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = to_cpu, weights_only: bool | None = None
@@ -112,31 +127,11 @@ class TorchCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes the file or the directory at `path`; one that is not there is fine."""
-        if is_url(path):
-            filesystem, location = _remote(path)
-            if filesystem.exists(location):
-                filesystem.rm(location, recursive=True)
-            return
-        local = _local(path)
-        if local.is_dir() and not local.is_symlink():
-            shutil.rmtree(local)
-        else:
-            local.unlink(missing_ok=True)
-
-
-def is_url(path: Any) -> bool:
-    """Whether `path` is for fsspec: it has a scheme, and that is not the one of local files."""
-    return "://" in str(path) and not str(path).startswith("file://")
+        remove(path)
 
 
 def _local(path: str | Path) -> Path:
-    return Path(str(path).removeprefix("file://"))
-
-
-def _remote(path: str | Path) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and the location in it."""
-    filesystem, location = need("fsspec.core").url_to_fs(str(path))
-    return filesystem, location
+    return Path(local(path))
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -151,19 +146,42 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".fulmen-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}")
+    temporary = path.with_name(temporary_name())
     try:
         with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with make_way(path) if is_sharded(path) else nullcontext():
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # after the rename there is none
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+@contextmanager
+def make_way(path: str | Path) -> Iterator[None]:
+    """Context in which something else can take the name of whatever is at a local path; if that fails, it is back."""
+    path = Path(path)
+    if not os.path.lexists(path):
+        yield
+        return
+    aside = path.with_name(temporary_name())
+    os.rename(path, aside)
+    try:
+        yield
+    except BaseException:
+        os.rename(aside, path)
+        raise
+    remove(aside)
+
+
+def temporary_name() -> str:
+    """A name, used by nobody, for what is not complete yet."""
+    return f".fulmen-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
+
+
+def sync_directory(directory: Path) -> None:
     """Force the rename to the disk; Windows has no such call for directories."""
     if os.name == "nt":
         return
@@ -176,14 +194,28 @@ def _sync_directory(directory: Path) -> None:
 
 @contextmanager
 def _remote_write(path: str | Path) -> Iterator[IO[bytes]]:
-    filesystem, location = _remote(path)
-    filesystem.makedirs(filesystem._parent(location), exist_ok=True)
-    with filesystem.transaction, filesystem.open(location, "wb") as stream:
+    remote, location = filesystem(path)
+    remote.makedirs(remote._parent(location), exist_ok=True)
+    with remote.transaction, remote.open(location, "wb") as stream:
         yield stream
 
 
 def writer(path: str | Path) -> Any:
+    """A binary stream whose bytes replace the file at a path or URL when the block ends without an exception."""
     return _remote_write(path) if is_url(path) else atomic_write(_local(path))
+
+
+def failure_of(error: Exception, checkpoint: dict[str, Any], path: str | Path) -> Exception | None:
+    """What to raise instead of an exception of a save; None if that says it all."""
+    if isinstance(error, _PICKLING_ERRORS):
+        culprits = [key for key, value in checkpoint.items() if not _can_be_pickled(value)]
+        if culprits:
+            return _unpicklable(culprits, path, error)
+    # torch closes its archive over a failed write, and reports the damage instead of the reason
+    reason = _os_error_behind(error) if isinstance(error, (OSError, RuntimeError)) else None
+    if reason is None and is_url(path) and not isinstance(error, ImportError):
+        reason = OSError(f"{type(error).__name__}: {error}")
+    return None if reason is None else unwritable(path, reason)
 
 
 def _os_error_behind(error: BaseException | None) -> OSError | None:
@@ -192,7 +224,7 @@ def _os_error_behind(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _unwritable(path: str | Path, reason: OSError) -> OSError:
+def unwritable(path: str | Path, reason: OSError) -> OSError:
     """`reason` again, of the same class, with a message that says what to do."""
     message = (
         f"The checkpoint {str(path)!r} could not be written: {reason.strerror or reason}. An earlier file of that name "
@@ -216,7 +248,7 @@ def _unpicklable(culprits: list[str], path: str | Path, error: Exception) -> Che
 def _can_be_pickled(value: Any) -> bool:
     try:
         torch.save(value, cast(IO[bytes], _Nowhere()))
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except _PICKLING_ERRORS:
         return False
     return True
 
@@ -248,25 +280,39 @@ def read(source: str | Path | IO[bytes], map_location: MapLocation = None, weigh
         CheckpointError: It is torn or of another kind, or holds what `weights_only` refuses.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return _load(source, getattr(source, "name", repr(source)), map_location, weights_only)
+        return unpickled(source, getattr(source, "name", repr(source)), map_location, weights_only)
     if is_url(source):
-        filesystem, location = _remote(source)
-        if not filesystem.exists(location):
-            raise FileNotFoundError(f"There is no checkpoint {str(source)!r}.")
-        with filesystem.open(location, "rb") as stream:
-            return _load(stream, str(source), map_location, weights_only)
+        remote, location = filesystem(source)
+        if not remote.exists(location):
+            raise FileNotFoundError(f"There is no checkpoint {str(source)!r}. {_remote_contents(str(source))}")
+        if remote.isdir(location):
+            return _whole(source, map_location, weights_only)
+        with remote.open(location, "rb") as stream:
+            return unpickled(stream, str(source), map_location, weights_only)
     path = _local(source)
     if path.is_dir():
-        raise CheckpointError(
-            f"{str(path)!r} is a directory, and a checkpoint file was expected. {_contents(path)}", path=path
-        )
+        return _whole(path, map_location, weights_only)
     if not path.exists():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}. {_contents(path.parent)}")
     with open(path, "rb") as stream:
-        return _load(stream, str(path), map_location, weights_only)
+        return unpickled(stream, str(path), map_location, weights_only)
 
 
-def _load(stream: IO[bytes], name: str, map_location: MapLocation, weights_only: bool | None) -> Any:
+def _whole(directory: str | Path, map_location: MapLocation, weights_only: bool | None) -> dict[str, Any]:
+    """All of a sharded checkpoint, on the CPU or where `map_location` says."""
+    if not is_sharded(directory):
+        contents = _remote_contents(f"{directory}/") if is_url(directory) else _contents(Path(directory))
+        raise CheckpointError(
+            f"{str(directory)!r} is a directory without a complete sharded checkpoint in it. {contents}", path=directory
+        )
+    checkpoint = read_sharded(directory, weights_only=weights_only)
+    if isinstance(map_location, (str, torch.device)):
+        return cast(dict[str, Any], map_tensors(lambda tensor: tensor.to(map_location), checkpoint))
+    return checkpoint
+
+
+def unpickled(stream: IO[bytes], name: str, map_location: MapLocation, weights_only: bool | None) -> Any:
+    """What `torch.save` wrote into a stream; `name` is for messages, the rest as for `read`."""
     try:
         if weights_only is False:
             return torch.load(stream, map_location, REDIRECTING, weights_only=False)
@@ -324,6 +370,18 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
+def _remote_contents(url: str) -> str:
+    """One sentence on what is where `url` was looked for."""
+    folder = url.rpartition("/")[0]
+    names = sorted(name for name in names_in(folder) if name.endswith(_SHOWN_SUFFIXES))
+    return _listed(folder, names, "by name") if names else f"In {folder!r} there is none."
+
+
+def _listed(folder: str, names: list[str], order: str) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"In {folder!r} there are ({order}): {', '.join(names[:_SHOWN_NAMES])}{more}."
+
+
 def _contents(directory: Path) -> str:
     """One sentence on what `directory` holds, newest first."""
     if not directory.is_dir():
@@ -335,6 +393,4 @@ def _contents(directory: Path) -> str:
     if not checkpoints:
         return f"In the directory {str(directory)!r} there is none."
     newest_first = sorted(checkpoints, key=lambda entry: entry.lstat().st_mtime, reverse=True)
-    names = [entry.name for entry in newest_first]
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"In {str(directory)!r} there are (newest first): {', '.join(names[:_SHOWN_NAMES])}{more}."
+    return _listed(str(directory), [entry.name for entry in newest_first], "newest first")

@@ -230,7 +230,7 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
 
     @property
     def limits(self) -> list[int | float] | None:
-        """The most batches to take from each iterable; can be set to a number for all, or one for each."""
+        """The most batches to take from each iterable; can be set to a whole number for all, or one for each."""
         return self._limits
 
     @limits.setter
@@ -240,6 +240,11 @@ class CombinedLoader(Iterable[tuple[Any, int, int]]):
         elif limits is not None and len(limits) != len(self._flattened):
             raise ValueError(
                 f"Mismatch in number of limits ({len(limits)}) and number of iterables ({len(self._flattened)})."
+            )
+        if parts := [limit for limit in limits or () if limit != inf and limit != int(limit)]:
+            raise ValueError(
+                f"`CombinedLoader.limits` are numbers of batches, got {parts[0]}. For a fraction of each loader type"
+                f" `Trainer(limit_train_batches={parts[0]})`, or the argument of another stage."
             )
         self._limits = limits
 

@@ -59,19 +59,22 @@ def without_shuffle(loaders: Any) -> Any:
     return map_leaves(lambda _: next(copies), loaders)
 
 
-def limited_length(length: int | float, limit: int | float | None, name: str) -> int | float:
+def limited_length(
+    length: int | float, limit: int | float | None, name: str, argument: str | None = None
+) -> int | float:
     """Number of batches that `limit` leaves of a loader.
 
     Args:
         length: Batches of the loader; inf if unknown.
         limit: An integer (or a whole float above 1) is a number of batches, a float in [0, 1] a fraction, None all.
         name: "train", "val", "test" or "predict", for the messages.
+        argument: The argument that the user gave the limit by; None: `limit_<name>_batches`.
 
     Raises:
         MisconfigurationException: The limit is neither; or a fraction of an unknown length; or a fraction that leaves
             nothing.
     """
-    argument = f"limit_{name}_batches"
+    argument = argument or f"limit_{name}_batches"
     if limit is None:
         return length
     if isinstance(limit, float) and limit > 1 and limit.is_integer():
@@ -94,7 +97,7 @@ def limited_length(length: int | float, limit: int | float | None, name: str) ->
         )
     if length and not int(length * limit):
         raise MisconfigurationException(
-            f"`{argument}={limit}` of {length} batches leaves none. Give at least "
+            f"The {name} loader is too short: `{argument}={limit}` of {length} batches leaves none. Give at least "
             f"`{argument}={ceil(10_000 / length) / 10_000}`, or a number of batches: `{argument}=1`.",
             subject=limit,
         )
@@ -120,8 +123,10 @@ class Feed:
         transfer: Called as `transfer(batch, dataloader_idx)` when a batch is given; its result is given instead.
         mode: How several loaders are combined (see `CombinedLoader`); one the user made has its own mode.
         name: "train", "val", "test" or "predict", for messages.
+        limited_by: The argument that the user gave the limit by, for messages; None: `limit_<name>_batches`.
         sum_over_ranks: Sums an integer over all ranks; None where there is one process.
         allow_zero_length: Whether the loader of a rank may be empty when those of others are not.
+        reloading: Whether the loaders are replaced every few epochs.
 
     Attributes:
         loaders: The user's collection.
@@ -144,8 +149,10 @@ class Feed:
         transfer: Callable[[Any, int], Any] | None = None,
         mode: str = "max_size_cycle",
         name: str = "train",
+        limited_by: str | None = None,
         sum_over_ranks: Callable[[int], int] | None = None,
         allow_zero_length: bool = False,
+        reloading: bool = False,
     ) -> None:
         self.loaders = loaders
         self.batches = 0
@@ -157,12 +164,14 @@ class Feed:
             _check_iterable(leaf, name)
         self._sources = [source_of(leaf) for leaf in leaves]
         for source in self._sources:
-            _check_length(source.loader, source.length, name, sum_over_ranks, allow_zero_length)
-            _hint(source.loader, name)
+            check_length(source.loader, source.length, name, sum_over_ranks, allow_zero_length)
+            _hint(source.loader, name, reloading)
+        if not leaves:
+            rank_zero_warn(f"The collection of {name} loaders is empty: nothing will run. Is this intended?", 5)
         self._combined = None if len(leaves) == 1 and leaves[0] is loaders else self._combine(mode)
         if self._combined is not None:
             self._transfer = _taking_apart(transfer)
-        self.num_batches = self._limited(limit, name)
+        self.num_batches = self._limited(limit, name, limited_by)
         # As a raw loop does, so that samplers and generators end in the same state. No other loader is asked for
         # more than its length: it might be a stream that goes on, and what it gave would be lost.
         self._draws_to_the_end = (
@@ -179,8 +188,8 @@ class Feed:
         combined = map_leaves(lambda _: next(sources), self.loaders)
         return combined if is_combined(combined) else CombinedLoader(combined, mode)
 
-    def _limited(self, limit: int | float | None, name: str) -> int | float:
-        lengths = [limited_length(source.length, limit, name) for source in self._sources]
+    def _limited(self, limit: int | float | None, name: str, argument: str | None) -> int | float:
+        lengths = [limited_length(source.length, limit, name, argument) for source in self._sources]
         if self._combined is None:
             return lengths[0]
         if self._combined.limits is not None:
@@ -403,13 +412,25 @@ def _check_iterable(loader: Any, name: str) -> None:
         )
 
 
-def _check_length(
+def check_length(
     loader: Any,
     length: int | float,
     name: str,
     sum_over_ranks: Callable[[int], int] | None,
     allow_zero_length: bool,
 ) -> None:
+    """Warn or raise where a loader, or those of all ranks together, have no batches.
+
+    Args:
+        loader: The loader.
+        length: Its length on this rank; inf if that is not known.
+        name: What it is for, "train".
+        sum_over_ranks: Adds a number up over all ranks; None on a single one.
+        allow_zero_length: Whether this rank may have none when others have some.
+
+    Raises:
+        RuntimeError: It has none, and must not.
+    """
     # a length that is not known counts as 1: all that matters is whether it is zero, and all ranks have to ask
     local = 1 if length == inf else int(length)
     total = local if sum_over_ranks is None else sum_over_ranks(local)
@@ -431,8 +452,8 @@ def _check_length(
         )
 
 
-def _hint(loader: Any, name: str) -> None:
+def _hint(loader: Any, name: str, reloading: bool) -> None:
     if not isinstance(loader, DataLoader) or table_of(loader) is None:  # a vectorised fetch gains nothing from workers
-        hint_workers(loader, name)
+        hint_workers(loader, name, reloading=reloading)
     if name != "train":
         hint_shuffle(loader, name)

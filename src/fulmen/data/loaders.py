@@ -141,9 +141,10 @@ def complete_copy(loader: Any) -> Any:
         return loader
     if not getattr(batch_sampler, "drop_last", False):
         return loader
-    if type(batch_sampler) is BatchSampler:
-        batches = BatchSampler(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
-        return copy_with(loader, batch_sampler=batches, drop_last=False)
+    if isinstance(batch_sampler, BatchSampler):
+        complete = copy.copy(batch_sampler)
+        complete.drop_last = False
+        return copy_with(loader, batch_sampler=complete, drop_last=False)
     rank_zero_warn(
         f"The batch sampler {type(batch_sampler).__name__} of the predict loader has `drop_last=True`: samples may be "
         "left without a prediction. Make it with `drop_last=False`.",

@@ -84,21 +84,8 @@ class RandomIterableDataset(IterableDataset[Tensor]):
             yield torch.randn(self.size)
 
 
-class RandomIterableDatasetWithLen(IterableDataset[Tensor]):
-    """A stream of random vectors whose number is known.
-
-    Args:
-        size: Length of a vector.
-        count: Number of vectors.
-    """
-
-    def __init__(self, size: int, count: int) -> None:
-        self.count = count
-        self.size = size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for _ in range(self.count):
-            yield torch.randn(self.size)
+class RandomIterableDatasetWithLen(RandomIterableDataset):
+    """A stream of random vectors whose number is known; arguments as for ``RandomIterableDataset``."""
 
     def __len__(self) -> int:
         return self.count
@@ -142,20 +129,10 @@ class BoringModel(LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)]
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """64 samples, one a batch."""
+        """64 samples, one a batch; the other stages have as many of their own."""
         return DataLoader(RandomDataset(32, 64))
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """64 samples, one a batch."""
-        return DataLoader(RandomDataset(32, 64))
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """64 samples, one a batch."""
-        return DataLoader(RandomDataset(32, 64))
-
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """64 samples, one a batch."""
-        return DataLoader(RandomDataset(32, 64))
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
 
 
 class ManualOptimBoringModel(BoringModel):
@@ -175,7 +152,32 @@ class ManualOptimBoringModel(BoringModel):
         return loss
 
 
-class BoringDataModule(LightningDataModule):
+class _OneDatasetEach(LightningDataModule):
+    """Datamodules with one dataset for each stage, loaded sample by sample."""
+
+    random_train: Dataset[Tensor]
+    random_val: Dataset[Tensor]
+    random_test: Dataset[Tensor]
+    random_predict: Dataset[Tensor]
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """The samples to train on, one a batch."""
+        return DataLoader(self.random_train)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        """The samples to validate on, one a batch."""
+        return DataLoader(self.random_val)
+
+    def test_dataloader(self) -> DataLoader[Tensor]:
+        """The samples to test on, one a batch."""
+        return DataLoader(self.random_test)
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """The samples to predict, one a batch."""
+        return DataLoader(self.random_predict)
+
+
+class BoringDataModule(_OneDatasetEach):
     """256 random vectors of 32 numbers, a quarter for each stage."""
 
     def __init__(self) -> None:
@@ -196,25 +198,9 @@ class BoringDataModule(LightningDataModule):
     def _quarter(self, number: int) -> Subset[Tensor]:
         return Subset(self.random_full, range(64 * number, 64 * (number + 1)))
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """The first quarter."""
-        return DataLoader(self.random_train)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """The second quarter."""
-        return DataLoader(self.random_val)
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """The third quarter."""
-        return DataLoader(self.random_test)
-
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """The last quarter."""
-        return DataLoader(self.random_predict)
-
-
-class BoringDataModuleNoLen(LightningDataModule):
-    """Streams of random vectors of 32 numbers, whose length nobody knows."""
+class BoringDataModuleNoLen(_OneDatasetEach):
+    """Streams of random vectors of 32 numbers, whose lengths (512, 128, 256 and 64) nobody knows."""
 
     def setup(self, stage: str) -> None:
         """Makes the streams that the stage needs."""
@@ -226,22 +212,6 @@ class BoringDataModuleNoLen(LightningDataModule):
             self.random_test = RandomIterableDataset(32, 256)
         if stage == "predict":
             self.random_predict = RandomIterableDataset(32, 64)
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """512 samples."""
-        return DataLoader(self.random_train)
-
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """128 samples."""
-        return DataLoader(self.random_val)
-
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """256 samples."""
-        return DataLoader(self.random_test)
-
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """64 samples."""
-        return DataLoader(self.random_predict)
 
 
 class IterableBoringDataModule(LightningDataModule):
@@ -263,19 +233,23 @@ class IterableBoringDataModule(LightningDataModule):
 
     def train_dataloader(self) -> list[DataLoader[Tensor]]:
         """16 samples each."""
-        return [DataLoader(dataset) for dataset in self.train_datasets]
+        return _loaders(self.train_datasets)
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """32 samples each."""
-        return [DataLoader(dataset) for dataset in self.val_datasets]
+        return _loaders(self.val_datasets)
 
     def test_dataloader(self) -> list[DataLoader[Tensor]]:
         """64 samples each."""
-        return [DataLoader(dataset) for dataset in self.test_datasets]
+        return _loaders(self.test_datasets)
 
     def predict_dataloader(self) -> list[DataLoader[Tensor]]:
         """128 samples each."""
-        return [DataLoader(dataset) for dataset in self.predict_datasets]
+        return _loaders(self.predict_datasets)
+
+
+def _loaders(datasets: list[Dataset[Tensor]]) -> list[DataLoader[Tensor]]:
+    return [DataLoader(dataset) for dataset in datasets]
 
 
 class DemoModel(LightningModule):

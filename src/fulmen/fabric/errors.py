@@ -3,6 +3,9 @@
 ```
 MisconfigurationException
 ├── PlanError (also ValueError)              a setting, or settings together, that cannot work   .subject
+├── ClusterError (also ValueError, RuntimeError)
+│                                            what a cluster says is missing, unreadable or    .subject
+│                                            does not fit the settings
 ├── UnavailableError (also RuntimeError)     this machine does not have what was asked for       .subject
 └── PluginTypeError (also TypeError)         an object of a kind that fits nowhere               .subject
 ```
@@ -12,11 +15,18 @@ from __future__ import annotations
 
 from fulmen.errors import MisconfigurationException
 
-__all__ = ["PlanError", "PluginTypeError", "UnavailableError"]
+__all__ = ["ClusterError", "PlanError", "PluginTypeError", "UnavailableError"]
 
 
 class PlanError(MisconfigurationException, ValueError):
     """A setting that cannot work, alone or together with the others; `subject` is what was given."""
+
+
+class ClusterError(MisconfigurationException, ValueError, RuntimeError):
+    """What a cluster says, mostly by environment variables, is missing, unreadable or does not fit the settings.
+
+    `subject` is the name of the variable, or what else it is about.
+    """
 
 
 class UnavailableError(MisconfigurationException, RuntimeError):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from fulmen.errors import PossibleUserWarning
 from fulmen.fabric.accelerators import Accelerator
-from fulmen.fabric.errors import PlanError
+from fulmen.fabric.errors import PlanError, PluginTypeError
 from fulmen.fabric.plan import Plan, resolve
 from fulmen.fabric.processes import Processes
 from fulmen.fabric.seed import pl_worker_init_function, seed_everything
@@ -96,6 +96,12 @@ class Fabric(Processes):
             precision=_from_environment("precision", precision, None),
             plugins=plugins,
         )
+        if self.plan.layer_sync is not None:
+            raise PluginTypeError(
+                f"plugins={self.plan.layer_sync!r} is for a Trainer. In a loop of your own, convert the module before "
+                "`setup`: model = fulmen.plugins.TorchSyncBatchNorm().apply(model)",
+                subject=self.plan.layer_sync,
+            )
         self._strategy = self.plan.strategy
         self._callbacks = _as_list(callbacks) + _external_callbacks()
         self._loggers = _as_list(loggers)
@@ -184,6 +190,7 @@ class Fabric(Processes):
 
         Raises:
             ValueError: One of them is set up already.
+            TypeError: Something else than an optimizer.
             RuntimeError: Parameters are on the meta device, without data.
         """
         if is_wrapped(module):
@@ -191,6 +198,8 @@ class Fabric(Processes):
         self._check_optimizers(optimizers, "setup")
         wrapped = self._wrap_module(module, move_to_device, _reapply_compile)
         wrapped_optimizers = [self._wrap_optimizer(optimizer) for optimizer in optimizers]
+        if hasattr(wrapped.module, "_fabric_optimizers"):
+            wrapped.module._fabric_optimizers = wrapped_optimizers  # type: ignore[assignment]
         self.call("on_after_setup", fabric=self, module=wrapped)
         result = [wrapped, *wrapped_optimizers, *([] if scheduler is None else [scheduler])]
         return tuple(result) if len(result) > 1 else wrapped
@@ -219,6 +228,7 @@ class Fabric(Processes):
 
         Raises:
             ValueError: No optimizer, or one that is set up already.
+            TypeError: Something else than an optimizer.
             RuntimeError: Parameters are on the meta device, without data.
         """
         if not optimizers:
@@ -231,12 +241,15 @@ class Fabric(Processes):
         for index, optimizer in enumerate(optimizers):
             if is_wrapped(optimizer) or any(optimizer is other for other in optimizers[:index]):
                 raise ValueError(f"This optimizer is set up already: pass it only once to `{method}`.")
+            if not hasattr(optimizer, "param_groups"):
+                raise TypeError(f"`{method}` takes optimizers, got {type(optimizer).__name__}.")
             _refuse_meta(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     def _wrap_module(self, module: nn.Module, move_to_device: bool, reapply_compile: bool) -> _FabricModule:
         original: nn.Module = getattr(module, "_orig_mod", module)
         if move_to_device:
-            _refuse_meta(original.parameters())
+            if not self._strategy.fills_meta_modules:
+                _refuse_meta(original.parameters())
             _warn_of_several_devices(original)
         forward_module = self._strategy.setup_module(original, move_to_device=move_to_device)
         if module is not original and reapply_compile:
@@ -245,6 +258,7 @@ class Fabric(Processes):
         wrapped = _FabricModule(forward_module, self._strategy, original, self._guard)
         if isinstance(getattr(type(original), "fabric", None), property):  # a LightningModule, which lives above
             original.fabric = self  # type: ignore[assignment]
+            original._fabric_optimizers = []  # type: ignore[assignment]
             if not any(original is callback for callback in self._callbacks):
                 self._callbacks.append(original)
         return wrapped
@@ -300,7 +314,8 @@ class Fabric(Processes):
         guard = self._guard
         guard.inside = True
         try:
-            self._strategy.backward(tensor, None, *args, **kwargs)
+            named = kwargs if model is None else {"model": unwrap(model), **kwargs}
+            self._strategy.backward(tensor, None, *args, **named)
         finally:
             guard.inside = False
 
@@ -485,9 +500,15 @@ class Fabric(Processes):
     def log_dict(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Give several numbers to all loggers; arguments as in `log`."""
         if self._loggers:
-            scalars = to_scalars(metrics)
+            scalars = _nested_scalars(metrics)
             for logger in self._loggers:
                 logger.log_metrics(metrics=scalars, step=step)
+
+
+def _nested_scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics with numbers in the place of tensors, those of mappings within it, too."""
+    scalars = to_scalars(metrics)
+    return {key: _nested_scalars(value) if isinstance(value, Mapping) else value for key, value in scalars.items()}
 
 
 def _is_using_cli() -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fulmen.errors import PossibleUserWarning
 from fulmen.extras import available
 from fulmen.fabric.accelerators import (
     Accelerator,
@@ -19,23 +18,39 @@ from fulmen.fabric.accelerators import (
     MPSAccelerator,
     parse_device_ids,
 )
-from fulmen.fabric.environments import ClusterEnvironment, LightningEnvironment
+from fulmen.fabric.environments import ClusterEnvironment, find_environment
 from fulmen.fabric.errors import PlanError, PluginTypeError, UnavailableError
-from fulmen.fabric.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from fulmen.fabric.layer_sync import LayerSync
+from fulmen.fabric.precision import (
+    DoublePrecision,
+    HalfPrecision,
+    MixedPrecision,
+    Precision,
+    TransformerEnginePrecision,
+)
+from fulmen.fabric.spread import check_strategy, choose_layer_sync, complete, make_strategy, nodes, processes_here
 from fulmen.fabric.strategies import SingleDeviceStrategy, Strategy, StrategyRegistry
 from fulmen.ranks import rank_zero_warn
+from fulmen.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from fulmen.checkpoint.store import CheckpointIO
 
 __all__ = ["Machine", "Plan", "resolve"]
 
-PRECISIONS = ("16-mixed", "16-true", "32-true", "64-true", "bf16-mixed", "bf16-true")
+PRECISIONS = (
+    "16-mixed",
+    "16-true",
+    "32-true",
+    "64-true",
+    "bf16-mixed",
+    "bf16-true",
+    "transformer-engine",
+    "transformer-engine-float16",
+)
 
 _SHORT_PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 _DISCOURAGED_PRECISIONS = ("16", "bf16")
-
-_STRATEGIES_OF_SEVERAL_PROCESSES = ("ddp", "dp", "fsdp", "deepspeed", "xla", "single_xla", "single_tpu")
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class Plan:
     strategy: Strategy
     precision: Precision
     cluster_environment: ClusterEnvironment
-    layer_sync: Any = None
+    layer_sync: LayerSync | None = None
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
@@ -116,7 +131,7 @@ def resolve(
     precision: str | int | None = None,
     plugins: Any = None,
     sync_batchnorm: bool = False,
-    environment: Mapping[str, str] | None = None,
+    environment: ClusterEnvironment | None = None,
     machine: Machine | None = None,
 ) -> Plan:
     """Decide what will run.
@@ -128,8 +143,8 @@ def resolve(
         num_nodes: Number of nodes.
         precision: One of `PRECISIONS` or 64, 32, 16, "bf16"; None for "32-true" or what the plugins hold.
         plugins: One or several of `Precision`, `CheckpointIO`, `ClusterEnvironment`, `LayerSync`.
-        sync_batchnorm: Whether statistics of batch norms are shared between processes; nothing to do for one.
-        environment: Environment variables; None for those of this process.
+        sync_batchnorm: Whether statistics of batch norms are shared between processes.
+        environment: What this process was started in, where no plugin and no strategy says so; None to find out.
         machine: What there is; None for this machine.
 
     Raises:
@@ -139,27 +154,30 @@ def resolve(
         TypeError: `devices` of a type that fits nowhere.
         ModuleNotFoundError: An accelerator whose package is not installed.
     """
-    environment = os.environ if environment is None else environment
     machine = Machine.probe() if machine is None else machine
     given = _sort_plugins(plugins)
-    if sync_batchnorm and given.layer_sync is not None:
-        raise PlanError(
-            f"Received both sync_batchnorm=True and plugins={given.layer_sync}. Choose one.", subject=plugins
-        )
-    _check_one_process(num_nodes, environment)
-    _check_strategy(strategy)
+    layer_sync = choose_layer_sync(sync_batchnorm, given.layer_sync)
+    if isinstance(strategy, str) and strategy.lower() == "auto":
+        strategy = "auto"
+    check_strategy(strategy)
     _check_said_once(accelerator, precision, given, strategy)
+    environment = _choose_environment(environment, given, strategy)
+    num_nodes = nodes(num_nodes, environment)
     chosen = _choose_accelerator(accelerator, strategy, machine)
-    chosen_devices = _choose_devices(devices, chosen, strategy, machine)
+    processes = processes_here(environment, num_nodes)
+    chosen_devices = _choose_devices(devices, chosen, strategy, machine, processes)
     chosen_precision = _choose_precision(precision, given, strategy, chosen_devices[0])
+    chosen_precision.check_device(chosen_devices[0])
+    made = make_strategy(strategy, chosen_devices, num_nodes, environment, machine.interactive)
+    complete(made, chosen, chosen_devices[0], chosen_precision, given.checkpoint_io, layer_sync)
     return Plan(
         accelerator=chosen,
         devices=chosen_devices,
         num_nodes=num_nodes,
-        strategy=_make_strategy(strategy, chosen, chosen_devices[0], chosen_precision, given.checkpoint_io),
+        strategy=made,
         precision=chosen_precision,
-        cluster_environment=given.cluster_environment or LightningEnvironment(),
-        layer_sync=given.layer_sync,
+        cluster_environment=environment,
+        layer_sync=layer_sync,
     )
 
 
@@ -170,7 +188,7 @@ class _Plugins:
     precision: Precision | None = None
     checkpoint_io: Any = None
     cluster_environment: ClusterEnvironment | None = None
-    layer_sync: Any = None
+    layer_sync: LayerSync | None = None
 
 
 def _sort_plugins(plugins: Any) -> _Plugins:
@@ -193,11 +211,11 @@ def _kind_of_plugin(plugin: Any) -> str:
         return "precision"
     if isinstance(plugin, ClusterEnvironment):
         return "cluster_environment"
-    # by what they can do, as their classes live above this layer
+    if isinstance(plugin, LayerSync):
+        return "layer_sync"
+    # by what it can do, so that a session which saves nothing need not load the class
     if all(hasattr(plugin, name) for name in ("save_checkpoint", "load_checkpoint", "remove_checkpoint")):
         return "checkpoint_io"
-    if all(hasattr(plugin, name) for name in ("apply", "revert")):
-        return "layer_sync"
     raise PluginTypeError(
         f"plugins={plugin!r} fits nowhere. Expected: Precision, CheckpointIO, ClusterEnvironment or LayerSync"
         + (f". Did you mean precision={plugin!r}?" if isinstance(plugin, str) else "."),
@@ -205,42 +223,13 @@ def _kind_of_plugin(plugin: Any) -> str:
     )
 
 
-def _check_one_process(num_nodes: Any, environment: Mapping[str, str]) -> None:
-    if type(num_nodes) is not int or num_nodes < 1:
-        raise PlanError(f"`num_nodes` has to be an int >= 1, got {num_nodes!r}.", subject=num_nodes)
-    if num_nodes > 1:
-        raise PlanError(
-            f"num_nodes={num_nodes} asks for several machines; this version runs one process on one device. "
-            "Type: num_nodes=1",
-            subject=num_nodes,
-        )
-    for mark, size in (("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        is_shell = mark == "SLURM_PROCID" and environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
-        if mark in environment and not is_shell and int(environment.get(size, 1)) > 1:
-            # each of them would train for itself and overwrite the files of the others
-            raise PlanError(
-                f"By its environment this process is one of {environment[size]} ({size}={environment[size]}, {mark} is "
-                "set); this version runs one process on one device. Start the script once: python script.py",
-                subject=environment[size],
-            )
+def _choose_environment(environment: ClusterEnvironment | None, given: _Plugins, strategy: Any) -> ClusterEnvironment:
+    """The plugin or the strategy's, as the user said so; else the one that is told or found."""
+    return given.cluster_environment or _environment_of(strategy) or environment or find_environment()
 
 
-def _check_strategy(strategy: Any) -> None:
-    if isinstance(strategy, Strategy) or strategy == "auto":
-        return
-    name = strategy.lower() if isinstance(strategy, str) else None
-    if name in StrategyRegistry:
-        return
-    known = ", ".join(["auto", *StrategyRegistry.names()])
-    if name is not None and name.startswith(_STRATEGIES_OF_SEVERAL_PROCESSES):
-        raise PlanError(
-            f"strategy={strategy!r} is not part of this version, which runs one process on one device. "
-            f"Type one of: {known}",
-            subject=strategy,
-        )
-    raise PlanError(
-        f"strategy={strategy!r} is not known. Give a `Strategy` object, or type one of: {known}", subject=strategy
-    )
+def _environment_of(strategy: Any) -> ClusterEnvironment | None:
+    return getattr(strategy, "cluster_environment", None)
 
 
 def _check_said_once(accelerator: Any, precision: Any, given: _Plugins, strategy: Any) -> None:
@@ -255,6 +244,7 @@ def _check_said_once(accelerator: Any, precision: Any, given: _Plugins, strategy
         "accelerator": (strategy._accelerator, None if accelerator == "auto" else accelerator),
         "precision": (strategy._precision_plugin, given.precision if precision is None else precision),
         "checkpoint_io": (strategy._checkpoint_io, given.checkpoint_io),
+        "cluster_environment": (_environment_of(strategy), given.cluster_environment),
     }
     for name, (theirs, ours) in through_strategy.items():
         if theirs is not None and ours is not None and theirs is not ours:
@@ -269,11 +259,16 @@ def _choose_accelerator(accelerator: Any, strategy: Any, machine: Machine) -> Ac
     if isinstance(accelerator, Accelerator):
         return accelerator
     if accelerator == "auto" and isinstance(strategy, Strategy):
-        return strategy.accelerator or AcceleratorRegistry.get(_name_of_type(strategy.root_device))
+        if strategy.accelerator is not None:
+            return strategy.accelerator
+        if (devices := _devices_of(strategy)) is not None:
+            return AcceleratorRegistry.get(_name_of_type(devices[0]))
     names = ["auto", "gpu", *AcceleratorRegistry.names()]
     if not isinstance(accelerator, str) or accelerator not in names:
         raise PlanError(
-            f"accelerator={accelerator!r} is not known. Type one of: {', '.join(names)}", subject=accelerator
+            f"accelerator={accelerator!r} is not known.{did_you_mean(accelerator, names)} Type one of:"
+            f" {', '.join(names)}",
+            subject=accelerator,
         )
     name = accelerator
     if name == "auto":
@@ -308,37 +303,34 @@ def _is_there(accelerator: Accelerator, machine: Machine) -> bool:
 
 
 def _choose_devices(
-    devices: Any, accelerator: Accelerator, strategy: Any, machine: Machine
+    devices: Any, accelerator: Accelerator, strategy: Any, machine: Machine, processes: int | None
 ) -> tuple[torch.device, ...]:
-    if devices == "auto" and isinstance(strategy, Strategy):
-        return (strategy.root_device,)
+    """The devices of this node; where a cluster has started the processes, "auto" is one for each of them."""
+    if devices == "auto" and isinstance(strategy, Strategy) and (of_strategy := _devices_of(strategy)) is not None:
+        return of_strategy
     if devices == "auto":
-        return _first_device(accelerator, machine)
+        devices = processes if processes is not None else _all_of(accelerator, strategy, machine)
     if isinstance(accelerator, CUDAAccelerator):
         parsed: Any = parse_device_ids(devices, machine.cuda_count, "cuda")
     else:
         parsed = accelerator.parse_devices(devices)
-    chosen = tuple(accelerator.get_parallel_devices(parsed))
-    if len(chosen) > 1:
-        raise PlanError(
-            f"devices={devices!r} asks for {len(chosen)} devices; this version runs one process on one device. "
-            "Type: devices=1",
-            subject=devices,
-        )
-    return chosen
-
-
-def _first_device(accelerator: Accelerator, machine: Machine) -> tuple[torch.device, ...]:
-    """What `devices="auto"` stands for: all devices, of which this version uses the first."""
-    count = machine.cuda_count if isinstance(accelerator, CUDAAccelerator) else accelerator.auto_device_count()
-    if count > 1:
-        rank_zero_warn(
-            f"{count} {accelerator.name()} devices are here and the first is used: this version runs one process on "
-            "one device. To choose another, type for instance: devices=[1]",
-            category=PossibleUserWarning,
-        )
-    parsed = accelerator.parse_devices(1) if not isinstance(accelerator, CUDAAccelerator) else [0]
     return tuple(accelerator.get_parallel_devices(parsed))
+
+
+def _devices_of(strategy: Strategy) -> tuple[torch.device, ...] | None:
+    """The devices that a strategy was made for; None if it takes any."""
+    if not hasattr(strategy, "parallel_devices"):
+        return (strategy.root_device,)
+    return None if strategy.parallel_devices is None else tuple(strategy.parallel_devices)
+
+
+def _all_of(accelerator: Accelerator, strategy: Any, machine: Machine) -> Any:
+    """What `devices="auto"` stands for: every device; one, for a strategy of one device."""
+    if isinstance(strategy, str) and strategy.lower() == SingleDeviceStrategy.strategy_name:
+        return [0] if isinstance(accelerator, CUDAAccelerator) else 1
+    if isinstance(accelerator, CUDAAccelerator):
+        return list(range(machine.cuda_count))
+    return accelerator.auto_device_count()
 
 
 def _choose_precision(precision: Any, given: _Plugins, strategy: Any, device: torch.device) -> Precision:
@@ -346,7 +338,17 @@ def _choose_precision(precision: Any, given: _Plugins, strategy: Any, device: to
         return given.precision
     if precision is None and isinstance(strategy, Strategy):
         return strategy.precision_plugin
-    return _make_precision(_full_name(precision), device)
+    name = _full_name(precision)
+    if name == "16-mixed" and device.type == "cpu":
+        rank_zero_warn("precision='16-mixed' is not for the CPU, where bfloat16 is used: precision='bf16-mixed'.")
+        name = "bf16-mixed"
+    return _kind_of_strategy(strategy).precision_for(name) or _make_precision(name, device)
+
+
+def _kind_of_strategy(strategy: Any) -> type[Strategy]:
+    if strategy == "auto":
+        return Strategy
+    return type(strategy) if isinstance(strategy, Strategy) else StrategyRegistry.entry(strategy.lower()).target
 
 
 def _full_name(precision: Any) -> str:
@@ -354,14 +356,11 @@ def _full_name(precision: Any) -> str:
         return "32-true"
     text = str(precision) if type(precision) in (int, str) else ""
     name = _SHORT_PRECISIONS.get(text, text)
-    if name.startswith("transformer-engine"):
-        raise PlanError(
-            f"precision={precision!r} is not part of this version. Type one of: {', '.join(PRECISIONS)}",
-            subject=precision,
-        )
     if name not in PRECISIONS:
         raise PlanError(
-            f"precision={precision!r} is not known. Type one of: {', '.join(PRECISIONS)}", subject=precision
+            f"precision={precision!r} is not known.{did_you_mean(precision, PRECISIONS)} Type one of:"
+            f" {', '.join(PRECISIONS)}",
+            subject=precision,
         )
     if text in _DISCOURAGED_PRECISIONS:
         rank_zero_warn(f"precision={precision!r} is short for precision={name!r}; please type that.")
@@ -369,34 +368,10 @@ def _full_name(precision: Any) -> str:
 
 
 def _make_precision(name: str, device: torch.device) -> Precision:
-    if name == "16-mixed" and device.type == "cpu":
-        rank_zero_warn("precision='16-mixed' is not for the CPU, where bfloat16 is used: precision='bf16-mixed'.")
-        name = "bf16-mixed"
     if name.endswith("-mixed"):
         return MixedPrecision(name, device.type)
     if name in ("16-true", "bf16-true"):
         return HalfPrecision(name)
+    if name.startswith("transformer-engine"):
+        return TransformerEnginePrecision(weights_dtype=torch.float16 if name.endswith("16") else torch.bfloat16)
     return DoublePrecision() if name == "64-true" else Precision()
-
-
-def _make_strategy(
-    strategy: Any, accelerator: Accelerator, device: torch.device, precision: Precision, checkpoint_io: Any
-) -> Strategy:
-    made = strategy if isinstance(strategy, Strategy) else _strategy_by_name(strategy, device)
-    if made.root_device.type != device.type:
-        raise PlanError(
-            f"The strategy {type(made).__name__} runs on {made.root_device}, and the accelerator is "
-            f"{accelerator.name()!r}. Give the strategy a device of that kind, or leave the accelerator out.",
-            subject=made,
-        )
-    made.accelerator = accelerator
-    made.precision_plugin = precision
-    if checkpoint_io is not None:
-        made.checkpoint_io = checkpoint_io
-    return made
-
-
-def _strategy_by_name(name: str, device: torch.device) -> Strategy:
-    entry = StrategyRegistry.entry(SingleDeviceStrategy.strategy_name if name == "auto" else name.lower())
-    place = {"device": device} if issubclass(entry.target, SingleDeviceStrategy) else {}
-    return entry.target(**place | entry.init_params)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fulmen.fabric.strategies import Strategy
 
-__all__ = ["Processes"]
+__all__ = ["Processes", "map_numbers"]
 
 
 class Processes:
@@ -70,7 +70,7 @@ class Processes:
             group: Which processes; None for all.
             sync_grads: Whether gradients flow back.
         """
-        return _map_numbers(lambda tensor: self._strategy.all_gather(tensor, group, sync_grads), data, self.device)
+        return map_numbers(lambda tensor: self._strategy.all_gather(tensor, group, sync_grads), data, self.device)
 
     def all_reduce(self, data: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """The mean, or another reduction, of the tensors (or numbers) over all processes.
@@ -80,7 +80,7 @@ class Processes:
             group: Which processes; None for all.
             reduce_op: "mean", "sum", ...
         """
-        return _map_numbers(lambda tensor: self._strategy.reduce(tensor, group, reduce_op), data, self.device)
+        return map_numbers(lambda tensor: self._strategy.reduce(tensor, group, reduce_op), data, self.device)
 
     @contextmanager
     def rank_zero_first(self, local: bool = False) -> Generator[None]:
@@ -102,15 +102,15 @@ class Processes:
             print(*args, **kwargs)
 
 
-def _map_numbers(fn: Callable[[Tensor], Any], data: Any, device: torch.device) -> Any:
+def map_numbers(fn: Callable[[Tensor], Any], data: Any, device: torch.device) -> Any:
     """Apply `fn` to all tensors of a nesting, and to its numbers as tensors."""
     if isinstance(data, Tensor):
         return fn(data.to(device))
     if isinstance(data, (bool, int, float)):
         return fn(torch.tensor(data, device=device))
     if isinstance(data, Mapping):
-        return {key: _map_numbers(fn, value, device) for key, value in data.items()}
+        return {key: map_numbers(fn, value, device) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
-        items = [_map_numbers(fn, value, device) for value in data]
+        items = [map_numbers(fn, value, device) for value in data]
         return type(data)(*items) if hasattr(data, "_fields") else type(data)(items)
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Entry", "Registry"]
@@ -16,14 +17,23 @@ class Entry(Generic[T]):
     """What is known under one name.
 
     Args:
-        target: The class.
+        source: The class, or "module:class", which is imported when somebody asks for it.
         description: One line for people.
         init_params: Keyword arguments the class is called with.
     """
 
-    target: type[T]
+    source: type[T] | str
     description: str = ""
     init_params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> type[T]:
+        """The class."""
+        if not isinstance(self.source, str):
+            return self.source
+        module, _, name = self.source.partition(":")
+        target: type[T] = getattr(import_module(module), name)
+        return target
 
 
 class Registry(Generic[T]):
@@ -71,6 +81,17 @@ class Registry(Generic[T]):
             return cls
 
         return put if target is None else put(target)
+
+    def register_lazily(self, name: str, source: str, description: str = "", **init_params: Any) -> None:
+        """Put a class under a name that is imported when it is asked for.
+
+        Args:
+            name: What users will type.
+            source: "module:class".
+            description: One line for people.
+            **init_params: Keyword arguments the class is called with.
+        """
+        self._entries[name] = Entry(source, description, init_params)
 
     def get(self, name: str) -> T:
         """A new object of the class under `name`, made with its registered arguments.

@@ -93,7 +93,9 @@ def restore_object(strategy: Strategy, obj: Any, state: Any, strict: bool = True
     target = unwrap(obj)
     if isinstance(target, nn.Module):
         strategy.load_module_state_dict(target, state, strict)
-    elif isinstance(target, (Optimizer, Stateful)):
+    elif isinstance(target, Optimizer):
+        strategy.load_optimizer_state(target, state)
+    elif isinstance(target, Stateful):
         target.load_state_dict(state)
     else:
         return False

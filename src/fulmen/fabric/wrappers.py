@@ -39,8 +39,8 @@ class BackwardGuard:
     def _check(self, gradient: Tensor) -> None:
         if not self.inside:
             raise RuntimeError(
-                "The precision of this run scales the loss, which `loss.backward()` would leave out. "
-                "Type: fabric.backward(loss)"
+                "The precision of this run does more in a backward pass, such as scaling the loss, than "
+                "`loss.backward()`. Type: fabric.backward(loss)"
             )
 
 
@@ -71,7 +71,9 @@ class _FabricModule(nn.Module):
         self._forward_methods = set(_STEP_METHODS)
         # As instance attributes these are found without the detour that nn.Module makes for its submodules.
         self._call = self._in_precision(forward_module)
-        self._is_wrapped_by_strategy = _without_compile(forward_module) is not original_module
+        self._is_wrapped_by_strategy = (
+            strategy.wraps_in_place or _without_compile(forward_module) is not original_module
+        )
         self.training = original_module.training
         self._is_ready = True
 
@@ -90,7 +92,7 @@ class _FabricModule(nn.Module):
         if type(precision) is Precision:
             return fn
         in_context = precision.wrap_forward(fn)
-        is_guarded = precision.scaler is not None
+        is_guarded = precision.changes_backward
 
         @functools.wraps(fn, updated=())
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -251,7 +253,7 @@ class _FabricOptimizer:
         Args:
             closure: Computes the loss, with `fabric.backward` for the gradients; None if they are there already.
         """
-        result = self._update(self._optimizer, closure)
+        result = self._update(self._optimizer) if closure is None else self._update(self._optimizer, closure=closure)
         for callback in self._callbacks:
             if (hook := getattr(callback, "on_after_optimizer_step", None)) is not None:
                 hook(strategy=self._strategy, optimizer=self._optimizer)
@@ -263,7 +265,7 @@ class _FabricOptimizer:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state into the user's optimizer."""
-        self._optimizer.load_state_dict(state_dict)
+        self._strategy.load_optimizer_state(self._optimizer, state_dict)
 
     def __getattr__(self, name: str) -> Any:
         if name in _FabricOptimizer._OWN:

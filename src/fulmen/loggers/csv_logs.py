@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fulmen.hparams import save_hparams_to_yaml
 from fulmen.loggers.logger import FolderLogger, params_to_dict, rank_zero_experiment
+from fulmen.loggers.spool import Spool
+from fulmen.paths import is_url, join, local, names_in, remove
 from fulmen.ranks import rank_zero_only, rank_zero_warn
 
 __all__ = ["CSVLogger", "ExperimentWriter"]
@@ -23,10 +25,11 @@ __all__ = ["CSVLogger", "ExperimentWriter"]
 class CSVLogger(FolderLogger):
     """Writes metrics to `<save_dir>/<name>/version_<n>/metrics.csv`, and hyperparameters to `hparams.yaml` beside it.
 
-    Numbers are written such that they read back exactly. Whatever was saved stays, also if the process is killed.
+    Numbers are written such that they read back exactly. Whatever was saved stays, also if the process is killed. To a
+    URL the file is copied at most every ten seconds, and at the end of a run; if that fails it stays here.
 
     Args:
-        save_dir: The folder of all experiments.
+        save_dir: The folder of all experiments, or a URL (with the package fsspec).
         name: The folder of this experiment; None: there is no such level.
         version: A number, or a string that is the folder's name as it is; None: one more than the highest there is.
         prefix: Put in front of every metric's name, joined with "-".
@@ -48,11 +51,6 @@ class CSVLogger(FolderLogger):
         append: bool = False,
     ) -> None:
         super().__init__(os.path.expandvars(os.path.expanduser(save_dir)), name, version, prefix)
-        if "://" in self._save_dir:
-            raise ValueError(
-                f"`CSVLogger` appends to a local file, and `save_dir={self._save_dir!r}` is a URL. "
-                f"Give it a local folder: `Trainer(logger=CSVLogger('logs'))`."
-            )
         self._flush_logs_every_n_steps = flush_logs_every_n_steps
         # The folder of a new version is this logger's alone: what is in it was written by it, or by a copy of it in
         # another process. The folder of a given version may hold another run.
@@ -107,37 +105,42 @@ class ExperimentWriter:
     """Appends rows to a CSV file whose columns may grow.
 
     Args:
-        log_dir: The folder; made if it is not there.
+        log_dir: The folder, or a URL; made if it is not there.
         resume: Whether to append to the rows that are there. If not, they are removed, with a warning.
     """
+
+    SECONDS_BETWEEN_COPIES = 10.0
 
     NAME_HPARAMS_FILE = "hparams.yaml"
     NAME_METRICS_FILE = "metrics.csv"
 
     def __init__(self, log_dir: str | Path, resume: bool = False) -> None:
-        self.log_dir = os.fspath(log_dir)
+        self.log_dir = local(log_dir)
         self.hparams: dict[str, Any] = {}
         self.metrics: list[dict[str, Any]] = []
         self.metrics_keys: list[str] = []
-        self.metrics_file_path = os.path.join(self.log_dir, self.NAME_METRICS_FILE)
+        self.metrics_file_path = join(self.log_dir, self.NAME_METRICS_FILE)
+        is_remote = is_url(self.log_dir)
+        self._spool = Spool(self.metrics_file_path, self.SECONDS_BETWEEN_COPIES) if is_remote else None
+        self._path = self.metrics_file_path if self._spool is None else self._spool.path
         self._columns: set[str] = set()
         self._file: TextIO | None = None
         self._rows: Any = None
         if resume:
             self._read_columns()
-        elif os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
+        elif names_in(self.log_dir):
             rank_zero_warn(
                 f"The folder {self.log_dir!r} of the experiment exists and is not empty. An earlier "
                 f"{self.NAME_METRICS_FILE} in it is replaced."
             )
-            if os.path.isfile(self.metrics_file_path):
-                os.remove(self.metrics_file_path)
-        os.makedirs(self.log_dir, exist_ok=True)
+            remove(self.metrics_file_path)
+        if not is_remote:
+            os.makedirs(self.log_dir, exist_ok=True)
 
     def log_hparams(self, params: dict[str, Any]) -> None:
         """Writes hyperparameters, together with those of earlier calls."""
         self.hparams.update(params)
-        save_hparams_to_yaml(os.path.join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
+        save_hparams_to_yaml(join(self.log_dir, self.NAME_HPARAMS_FILE), self.hparams)
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
         """Keeps a row for the next `save`."""
@@ -159,38 +162,47 @@ class ExperimentWriter:
         self._rows.writerows([[row.get(key, "") for key in columns] for row in self.metrics])
         self._file.flush()  # type: ignore[union-attr]
         self.metrics = []
+        if self._spool is not None:
+            self._spool.changed()
 
     def close(self) -> None:
         """Closes the file; the next `save` opens it again."""
+        self._close_file()
+        if self._spool is not None:
+            self._spool.copy()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._close()
             self._file = self._rows = None
 
     def _read_columns(self) -> None:
-        if os.path.isfile(self.metrics_file_path):
-            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+        if self._spool is not None:
+            self._spool.fetch()
+        if os.path.isfile(self._path):
+            with open(self._path, newline="", encoding="utf-8") as file:
                 self.metrics_keys = next(csv.reader(file), [])
             self._columns = set(self.metrics_keys)
 
     def _open(self) -> None:
-        self._file = open(self.metrics_file_path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - kept open
+        self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - kept open
         self._rows = csv.writer(self._file)
         self._close = weakref.finalize(self, self._file.close)  # a logger may be dropped without `finalize`
 
     def _add_columns(self) -> None:
         """Gives the file a header with all columns; what was written before keeps its text."""
-        self.close()
+        self._close_file()
         self._columns.update(*self.metrics)
         self.metrics_keys = sorted(self._columns)
-        replacement = f"{self.metrics_file_path}.{secrets.token_hex(4)}.partial"
+        replacement = f"{self._path}.{secrets.token_hex(4)}.partial"
         try:
             with open(replacement, "x", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, self.metrics_keys, restval="")
                 writer.writeheader()
-                if os.path.isfile(self.metrics_file_path):
-                    with open(self.metrics_file_path, newline="", encoding="utf-8") as written:
+                if os.path.isfile(self._path):
+                    with open(self._path, newline="", encoding="utf-8") as written:
                         writer.writerows(csv.DictReader(written))
-            os.replace(replacement, self.metrics_file_path)
+            os.replace(replacement, self._path)
         finally:
             if os.path.exists(replacement):
                 os.remove(replacement)

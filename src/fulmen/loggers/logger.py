@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fulmen.extras import need
+from fulmen.paths import is_url, join, local, names_in
 from fulmen.ranks import rank_zero_only
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class FolderLogger(Logger):
     """A logger that writes into `<save_dir>/<name>/version_<n>`.
 
     Args:
-        save_dir: The folder of all experiments.
+        save_dir: The folder of all experiments, or a URL.
         name: The folder of this experiment; None or "": there is no such level.
         version: A number, or a string that is the folder's name as it is; None: one more than the highest there is.
         prefix: Put in front of every metric's name, joined with "-".
@@ -116,7 +118,9 @@ class FolderLogger(Logger):
 
     def __init__(self, save_dir: str | Path, name: str | None, version: int | str | None, prefix: str) -> None:
         super().__init__()
-        self._save_dir = os.fspath(save_dir)
+        self._save_dir = local(save_dir)
+        if is_url(self._save_dir):
+            need("fsspec")
         self._name = name or ""
         self._version = version
         self._prefix = prefix
@@ -131,7 +135,7 @@ class FolderLogger(Logger):
     def version(self) -> int | str:
         """The version; found in the file system the first time it is asked for, if none was given."""
         if self._version is None:
-            self._version = next_version(self.root_dir)
+            self._version = next_version(self._versions_dir)
         return self._version
 
     @property
@@ -142,12 +146,17 @@ class FolderLogger(Logger):
     @property
     def root_dir(self) -> str:
         """The folder of all versions of the experiment."""
-        return os.path.join(self._save_dir, self._name)
+        return join(self._save_dir, self._name)
 
     @property
     def log_dir(self) -> str:
         """The folder of this version."""
-        return os.path.join(self.root_dir, self.version if isinstance(self.version, str) else f"version_{self.version}")
+        version = self.version
+        return join(self._versions_dir, version if isinstance(version, str) else f"version_{version}")
+
+    @property
+    def _versions_dir(self) -> str:
+        return self.root_dir
 
     def _prefixed(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         if not self._prefix:
@@ -161,10 +170,8 @@ class FolderLogger(Logger):
 
 def next_version(root_dir: str) -> int:
     """One more than the highest `version_<n>` in `root_dir`; 0 if there is none."""
-    expanded = os.path.expandvars(os.path.expanduser(root_dir))
-    if not os.path.isdir(expanded):
-        return 0
-    numbers = (entry.removeprefix("version_") for entry in os.listdir(expanded) if entry.startswith("version_"))
+    names = names_in(os.path.expandvars(os.path.expanduser(root_dir)))
+    numbers = (name.removeprefix("version_") for name in names if name.startswith("version_"))
     return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 

@@ -15,6 +15,7 @@ from fulmen import tree
 from fulmen.extras import available, need
 from fulmen.hparams import save_hparams_to_yaml
 from fulmen.loggers.logger import FolderLogger, params_to_dict, rank_zero_experiment
+from fulmen.paths import exists, is_url, join
 from fulmen.ranks import rank_zero_only, rank_zero_warn
 
 __all__ = ["TensorBoardLogger"]
@@ -26,7 +27,7 @@ class TensorBoardLogger(FolderLogger):
     Needs the package tensorboard, or tensorboardX. In paths, environment variables and `~` are expanded.
 
     Args:
-        save_dir: The folder of all experiments.
+        save_dir: The folder of all experiments, or a URL (with the package fsspec).
         name: The folder of this experiment; None: there is no such level.
         version: A number, or a string that is the folder's name as it is; None: one more than the highest there is.
         log_graph: Whether the graph of the model is written; it needs `example_input_array`.
@@ -68,7 +69,7 @@ class TensorBoardLogger(FolderLogger):
     @property
     def log_dir(self) -> str:
         """The folder of this version, with environment variables and `~` expanded."""
-        log_dir = os.path.join(super().log_dir, self._sub_dir or "").rstrip(os.sep)
+        log_dir = join(super().log_dir, self._sub_dir or "").rstrip("/" if is_url(self._save_dir) else os.sep)
         return os.path.expandvars(os.path.expanduser(log_dir))
 
     @property
@@ -178,8 +179,8 @@ class TensorBoardLogger(FolderLogger):
             self._write_hparams()
 
     def _write_hparams(self) -> None:
-        path = os.path.join(self.log_dir, self.NAME_HPARAMS_FILE)
-        if os.path.isdir(self.log_dir) and not os.path.isfile(path):
+        path = join(self.log_dir, self.NAME_HPARAMS_FILE)
+        if exists(self.log_dir) and not exists(path):
             save_hparams_to_yaml(path, self.hparams)
             self._hparams_written = True
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fulmen.loops.draws import Exhausted, batches_for, drawing
+from fulmen.loops.names import BatchProgress, EvaluationNames
 from fulmen.loops.routing import route
 from fulmen.loops.signature import (
     requires_dataloader_idx,
@@ -16,7 +17,6 @@ from fulmen.loops.signature import (
     takes_dataloader_idx,
     takes_dataloader_iter,
 )
-from fulmen.progress import Progress
 from fulmen.tree import to_scalars
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
 
-class EvaluationLoop:
+class EvaluationLoop(EvaluationNames):
     """Runs a module over evaluation data and publishes its metrics.
 
     Args:
@@ -45,7 +45,7 @@ class EvaluationLoop:
         self.feeds: list[Feed] | None = None
         self.several = False
         self.feed_states: list[dict[str, Any]] | None = None
-        self.batch_progress = Progress()
+        self.batch_progress = BatchProgress(self)
         self.is_last_batch = False
         self._seen: dict[int, int] = {}
         self._loaded_at_epoch = 0
@@ -63,7 +63,7 @@ class EvaluationLoop:
         trainer, hooks, book = self.trainer, self.trainer.hooks, self.trainer.book
         self.load_data()
         assert self.feeds is not None
-        if not any(self.num_batches):
+        if not trainer.strategy.any_batches(any(self.num_batches)):
             trainer.fit_loop.validation_pending = False
             return []
         modes = [(part, part.training) for part in trainer.lightning_module.modules()]
@@ -103,6 +103,8 @@ class EvaluationLoop:
         batches = batches_for(own, feed, trainer.current_epoch, loader)
         if limit is not None and limit != float("inf"):
             batches = islice(batches, int(limit))
+        if trainer.strategy.needs_equal_batches:
+            batches = trainer.strategy.in_step(batches, min(feed.num_batches, float("inf") if limit is None else limit))
         logs = trainer.logs_evaluation
         for index, batch in enumerate(batches):
             counts.ready += 1
@@ -142,7 +144,9 @@ class EvaluationLoop:
         own: Callable[..., Any] = getattr(module, f"{self.name}_step")
         check_dataloader_idx(module, self.name, self.several)
         strategy = trainer.strategy
-        step = route(strategy, f"{self.name}_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(own)))
+        context = "val_step_context" if self.name == "validation" else "test_step_context"
+        step = trainer.precision_plugin.wrap_forward(strategy.wrap_step(own), context)
+        step = route(strategy, f"{self.name}_step", step)
         if takes_dataloader_iter(own):
             return drawing(step)
         if takes_batch_idx(own):
@@ -152,11 +156,11 @@ class EvaluationLoop:
     # ------------------------------------------------------------------------------------------------ data
 
     def load_data(self) -> None:
-        """Asks for the loaders if they are not there yet, or again when ``reload_dataloaders_every_n_epochs`` says"
-        " so.
+        """Asks for the loaders if they are not there yet, or again when ``reload_dataloaders_every_n_epochs`` says
+        so, or somebody outdated them.
         """
         every = self.trainer.reload_dataloaders_every_n_epochs
-        if every and self.feeds is not None and self.trainer.current_epoch - self._loaded_at_epoch >= every:
+        if self.outdated or (every and self.trainer.current_epoch - self._loaded_at_epoch >= every):
             self.drop_data()
         if self.feeds is None:
             self.feeds, self.several = self.trainer.data.evaluation_feeds(self.stage, self.own)
@@ -174,12 +178,12 @@ class EvaluationLoop:
         """Closes the feeds; the next use asks for the data again."""
         for feed in self.feeds or ():
             feed.close()
-        self.feeds = None
+        self.feeds, self.outdated = None, False
 
-    @property
-    def num_batches(self) -> list[int | float]:
-        """Batches of each loader."""
-        return [feed.num_batches for feed in self.feeds or ()]
+    def setup_data(self) -> None:
+        """As ``load_data``, but in the midst of an evaluation the loaders under way stay."""
+        if not self.trainer.evaluating:
+            self.load_data()
 
 
 def check_dataloader_idx(module: nn.Module, stage: str, several: bool) -> None:

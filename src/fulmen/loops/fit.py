@@ -16,6 +16,11 @@ run                                   once
         metrics of the epoch to the loggers
     on_train_end
 ```
+
+SIGTERM and Ctrl-C end the run where ``after_batch`` looks at ``signals.received``, a second Ctrl-C wherever it is.
+Neither ``on_train_end`` nor ``on_fit_end`` is called then: the exception leaves the loop as any other, and
+``Trainer._run`` calls ``on_exception``, finalizes the loggers as failed and ends the process with status 1 (Ctrl-C) or
+143 (SIGTERM).
 """
 
 from __future__ import annotations
@@ -30,11 +35,13 @@ from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.fabric.seed import restore_random
 from fulmen.loops.draws import Exhausted, batches_for
 from fulmen.loops.evaluate import EvaluationLoop
+from fulmen.loops.names import BatchProgress, FitNames
 from fulmen.loops.schedulers import Schedulers
 from fulmen.loops.signature import takes_dataloader_iter
 from fulmen.loops.step import Step, choose_step
 from fulmen.progress import Counts, Progress
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
+from fulmen.reach import warn_never_due
 from fulmen.states import RunningStage
 from fulmen.trigger import Every
 
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
 
-class FitLoop:
+class FitLoop(FitNames):
     """Trains a module until a limit is reached.
 
     Attributes:
@@ -56,6 +63,8 @@ class FitLoop:
         epoch_progress: Counts of epochs.
         batch_progress: Counts of batches.
         closes: Whether the batch under way closes its window of accumulated batches.
+        updates: Whether batches are trained on. False for an epoch that only runs forward: there no window closes, and
+            no step is counted or logged. ``rebind`` has to follow a change.
         val_loop: The validation inside fit.
     """
 
@@ -69,10 +78,10 @@ class FitLoop:
         self.max_steps, self.min_steps = max_steps, min_steps
         self.val_loop = EvaluationLoop(trainer, "validate")
         self.epoch_progress = Progress()
-        self.batch_progress = Progress()
+        self.batch_progress = BatchProgress(self)
         self.global_step = 0
         self.batches_that_stepped = 0
-        self.closes = True
+        self.closes = self.updates = True
         self.feed: Feed | None = None
         self.num_batches: int | float = float("inf")
         self.schedulers = Schedulers(trainer, [])
@@ -96,12 +105,15 @@ class FitLoop:
     def run(self) -> None:
         """Trains until a limit is reached."""
         trainer = self.trainer
-        self.load_data()
+        if trainer.limit_train_batches:
+            self.load_data()
+        else:
+            self.num_batches = 0
         self.schedulers = Schedulers(trainer, trainer.lr_scheduler_configs, self.schedulers_before)
         if self.plateau_pending:
             self.plateau_pending = False
             self.schedulers.after_epoch(self.current_epoch - 1)
-        if self.done():
+        if self.over():
             self.tell_nothing_is_left()
             return
         self.step = self.bind_step()
@@ -112,9 +124,10 @@ class FitLoop:
         if self.validates_in(self.current_epoch):
             self.val_loop.load_data()
         self.warn_eval_mode()
+        warn_never_due(trainer)
         with torch.enable_grad():
             trainer.hooks.call("on_train_start")
-            while not self.done():
+            while not self.over():
                 self.epoch()
             trainer.hooks.call("on_train_end")
         self.schedulers_before = self.schedulers.steps
@@ -124,20 +137,21 @@ class FitLoop:
         trainer, book = self.trainer, self.trainer.book
         batches = self.begin_epoch()
         schedulers = self.schedulers
-        counts, feed = self.batch_progress.current, self.feed
+        counts, feed, updates = self.batch_progress.current, self.feed, self.updates
         assert feed is not None
         for batch in batches:
             index = counts.ready
             counts.ready += 1
             book.batch, book.batch_size = batch, None
             book.stamp += 1
-            self.closes = feed.is_last or (index + 1) % trainer.accumulate_grad_batches == 0
+            self.closes = updates and (feed.is_last or (index + 1) % trainer.accumulate_grad_batches == 0)
             skip = False
             for call in trainer.hooks.on_train_batch_start if batch is not None else ():
                 if call(batch, index) == -1 and trainer.hooks.may_skip(call):
                     skip = True
-            if skip:
-                schedulers.after_batch(index, self.closes, is_last=True)
+            if skip:  # what is left of the epoch counts as done with
+                feed.is_last, self.closes = True, updates
+                schedulers.after_batch(index, updates, is_last=True)
                 break
             counts.started += 1
             try:
@@ -185,12 +199,12 @@ class FitLoop:
         samples = self.count("samples")
         batches = self._start_feed()
         self.samples_before_epoch = samples
-        return batches
+        return iter(()) if trainer.should_stop and self.epoch_ends_early() else batches
 
     def after_batch(self, index: int) -> None:
         """What follows a trained batch: its metrics to the loggers, validation, schedulers that wait for it."""
         trainer = self.trainer
-        stepped = self.closes or not trainer.lightning_module.automatic_optimization
+        stepped = self.closes or (self.updates and not trainer.lightning_module.automatic_optimization)
         if stepped and trainer._loggers and trainer.logs_step(self.batches_that_stepped):
             trainer.log_step("train", self.batches_that_stepped)
         if self.validates and self.validation_due(index):
@@ -215,8 +229,9 @@ class FitLoop:
         """What still follows a batch in whose end a checkpoint was taken: the rest of ``after_batch``."""
         assert self.feed is not None
         self.batch_pending = False
-        self.closes = self.feed.is_last or (index + 1) % self.trainer.accumulate_grad_batches == 0
-        stepped = self.closes or not self.trainer.lightning_module.automatic_optimization
+        in_window = not self.feed.is_last and (index + 1) % self.trainer.accumulate_grad_batches
+        self.closes = self.updates and not in_window
+        stepped = self.closes or (self.updates and not self.trainer.lightning_module.automatic_optimization)
         self.batches_that_stepped -= stepped
         if self.validation_pending is None:
             self.validation_pending = self.validates and self.validation_due(index)
@@ -237,7 +252,7 @@ class FitLoop:
         trainer.log_epoch(book.publish("train"), max(self.batches_that_stepped - 1, 0))
         book.clear("train")
         self.epoch_progress.current.completed += 1
-        if trainer.received_sigterm and not self.done(tell=False):
+        if trainer.received_sigterm and not self.done:
             trainer.leave_on_signal()
 
     def validate(self) -> None:
@@ -255,10 +270,10 @@ class FitLoop:
 
     # ------------------------------------------------------------------------------------------------ when to stop
 
-    def done(self, tell: bool = True) -> bool:
+    def over(self, tell: bool = True) -> bool:
         """Whether no further epoch is to be trained; says why."""
         reason = None
-        if self.feed is not None and self.feed.num_batches == 0:
+        if self.num_batches == 0:
             reason = "there are no training batches"
         elif self.global_step >= self.step_limit and not self.resumed:  # the epoch is still to be ended
             reason = f"`max_steps={self.max_steps}` reached"
@@ -315,9 +330,9 @@ class FitLoop:
 
     @property
     def consumed(self) -> bool:
-        """Whether all batches of this epoch have been trained on."""
+        """Whether nothing is left of this epoch: all batches were trained on, or a hook skipped the rest."""
         assert self.feed is not None
-        return self.feed.is_last and self.batch_progress.current.processed == self.batch_progress.current.ready
+        return self.feed.is_last
 
     # ------------------------------------------------------------------------------------------------ counts
 
@@ -352,7 +367,7 @@ class FitLoop:
         """Whether a validation follows batch ``index``."""
         trainer, feed = self.trainer, self.feed
         assert feed is not None
-        if feed.is_last and (not feed.has_length or self.step_draws):
+        if feed.is_last and self.step_draws:
             return True
         if trainer.should_stop and self.may_stop():
             return True
@@ -372,6 +387,7 @@ class FitLoop:
         if self.feed is None:
             trainer = self.trainer
             self.feed = trainer.data.feed("train")
+            self.feed.is_last = self.ended_on_last
             self.num_batches = self.feed.num_batches
             self._loaded_at_epoch = self.current_epoch
             trainer.val_check_batch = trainer.data.resolve_val_check_batch(self.feed)
@@ -384,11 +400,11 @@ class FitLoop:
             self._feed_state = None
 
     def reload_data(self) -> None:
-        """Asks for the data again when ``reload_dataloaders_every_n_epochs`` says so."""
+        """Asks for the data again when ``reload_dataloaders_every_n_epochs`` says so, or somebody outdated them."""
         every = self.trainer.reload_dataloaders_every_n_epochs
-        if every and self.current_epoch - self._loaded_at_epoch >= every:
+        if self.outdated or (every and self.current_epoch - self._loaded_at_epoch >= every):
             self.drop_data()
-            self.load_data()
+        self.load_data()
         self.validates = self.validates_in(self.current_epoch)
 
     def drop_data(self) -> None:
@@ -398,6 +414,7 @@ class FitLoop:
             self.samples_before_epoch = self.count("samples")
             self.feed.close()
             self.feed = None
+        self.outdated = False
 
     def close_data(self) -> None:
         """Ends the feed's workers; what was fed can still be read."""
@@ -498,31 +515,10 @@ class FitLoop:
         """Whether ``training_step`` draws its batches itself, so that a step may be of several."""
         return takes_dataloader_iter(self.trainer.lightning_module.training_step)
 
-    # ------------------------------------------------------------------------------------------------ as users know it
-
-    @property
-    def epoch_loop(self) -> FitLoop:
-        """Users of Lightning find the counts of batches under this name."""
-        return self
-
     @property
     def is_last_batch(self) -> bool:
         """Whether the batch under way (or just done) is the epoch's last."""
         return self.ended_on_last if self.feed is None else self.feed.is_last
-
-    @property
-    def batch_idx(self) -> int:
-        """Index in the epoch of the batch under way, -1 before any."""
-        return self.batch_progress.current.ready - 1
-
-    @property
-    def total_batch_idx(self) -> int:
-        """Index of the batch under way over all epochs, -1 before any."""
-        return self.batch_progress.total.ready - 1
-
-    @property
-    def _batches_that_stepped(self) -> int:
-        return self.batches_that_stepped
 
     validates = False
 

@@ -9,6 +9,7 @@ import torch
 
 from fulmen.loops.draws import Exhausted, batches_for, drawing
 from fulmen.loops.evaluate import check_dataloader_idx, restore_modes
+from fulmen.loops.names import EvaluationNames
 from fulmen.loops.routing import route
 from fulmen.loops.signature import takes_batch_idx, takes_dataloader_iter
 from fulmen.progress import Progress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
 
-class PredictionLoop:
+class PredictionLoop(EvaluationNames):
     """Runs ``predict_step`` over data and collects what it returns.
 
     Attributes:
@@ -29,6 +30,8 @@ class PredictionLoop:
             predictions, and the loader tells; else empty.
         epoch_batch_indices: For each loader the same of its batches so far, if a callback writes all at the end.
     """
+
+    stage = "predict"
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -55,7 +58,7 @@ class PredictionLoop:
         """
         trainer = self.trainer
         self.feeds, self.several = trainer.data.evaluation_feeds("predict", True)
-        if not any(feed.num_batches for feed in self.feeds):
+        if not trainer.strategy.any_batches(any(feed.num_batches for feed in self.feeds)):
             return None
         self._outputs = [[] for _ in self.feeds]
         self.ask_writers()
@@ -98,6 +101,8 @@ class PredictionLoop:
         page = trainer.book.page_of("predict_step", trainer.book.dataloader_idx)
         counts = self.batch_progress.current
         batches = batches_for(trainer.lightning_module.predict_step, feed, trainer.current_epoch, loader)
+        if trainer.strategy.needs_equal_batches:
+            batches = trainer.strategy.in_step(batches, feed.num_batches)
         for index, batch in enumerate(batches):
             counts.ready += 1
             if self._records:
@@ -139,9 +144,9 @@ class PredictionLoop:
         trainer, module = self.trainer, self.trainer.lightning_module
         check_dataloader_idx(module, "predict", self.several)
         strategy = trainer.strategy
-        step = route(
-            strategy, "predict_step", trainer.precision_plugin.wrap_forward(strategy.wrap_step(module.predict_step))
-        )
+        step = strategy.wrap_step(module.predict_step)
+        step = trainer.precision_plugin.wrap_forward(step, "predict_step_context")
+        step = route(strategy, "predict_step", step)
         if takes_dataloader_iter(module.predict_step):
             return drawing(step)
         if takes_batch_idx(module.predict_step):

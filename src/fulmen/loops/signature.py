@@ -16,11 +16,9 @@ def takes_batch_idx(step: Callable[..., Any]) -> bool:
 
 
 def takes_dataloader_idx(step: Callable[..., Any]) -> bool:
-    """Whether a step or hook has a parameter ``dataloader_idx`` (or takes anything)."""
+    """Whether a step or hook has a parameter ``dataloader_idx``, or takes any number of positional ones."""
     parameters = inspect.signature(step).parameters
-    return "dataloader_idx" in parameters or any(
-        p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()
-    )
+    return "dataloader_idx" in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
 
 
 def requires_dataloader_idx(step: Callable[..., Any]) -> bool:

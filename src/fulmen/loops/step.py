@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fulmen.errors import LossError, MisconfigurationException
-from fulmen.fabric.precision import Precision
-from fulmen.fabric.strategies.base import overrides as strategy_overrides
+from fulmen.errors import LossError
+from fulmen.fabric.overriding import overrides as plugin_overrides
 from fulmen.hooks import opened, overrides
 from fulmen.loops.draws import drawing
-from fulmen.loops.routing import route, route_backward
+from fulmen.loops.optimization.automatic import Closure, ClosureResult, split_output
+from fulmen.loops.optimization.manual import ManualResult
+from fulmen.loops.routing import route, route_backward, route_gradients, route_loss
 from fulmen.loops.signature import takes_batch_idx, takes_dataloader_iter
 from fulmen.loss import Loss, WeightedWindow
 from fulmen.module import LightningModule
@@ -42,8 +43,8 @@ class Step:
         self.training_step = self._bind_training_step()
         self.optimizer = self.strategy.optimizers[0] if self.strategy.optimizers else None
         self.gradients = self._bind_backward()
-        self.scales = self.precision.scaler is not None
-        self.extras: Mapping[str, Any] = {}
+        self.scales = self.precision.scales_loss
+        self.extras: dict[str, Any] = {}
         self.window = WeightedWindow()
         self._warned = WarningCache()
 
@@ -57,7 +58,9 @@ class Step:
 
     def _bind_training_step(self) -> Callable[..., Any]:
         module = self.module
-        step = self.precision.wrap_forward(self.strategy.wrap_step(module.training_step))
+        step = self.precision.wrap_forward(
+            self.strategy.wrap_step(module.training_step, training=True), "train_step_context"
+        )
         step = route(self.strategy, "training_step", step)
         if takes_dataloader_iter(module.training_step):
             return drawing(step)
@@ -66,9 +69,11 @@ class Step:
         return lambda batch, batch_idx: step(batch)
 
     def _bind_backward(self) -> Callable[..., Any]:
-        if overrides(self.module, "backward", LightningModule):
-            return opened(self.book, "backward", self.module.backward)
-        return Tensor.backward
+        optimizer = self.optimizer if self.module.automatic_optimization else None
+        own = overrides(self.module, "backward", LightningModule)
+        compute = self.module.backward if own else Tensor.backward
+        run = route_gradients(self.precision, self.module, optimizer, compute)
+        return run if run is Tensor.backward else opened(self.book, "backward", run)
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -87,7 +92,7 @@ class Step:
         self.extras = {}
         if output is None:
             if self.trainer.world_size > 1:
-                raise RuntimeError(
+                raise LossError(
                     "`training_step` returned None, which skips the batch on this process only: the others would wait"
                     " for its gradients. Return `loss * 0` instead."
                 )
@@ -95,22 +100,8 @@ class Step:
                 "`training_step` returned None: the batch is skipped. If that is not meant, return the loss."
             )
             return None
-        if isinstance(output, Loss):
-            return output
-        if isinstance(output, Mapping):
-            loss = output.get("loss")
-            if isinstance(loss, (Tensor, Loss)):
-                self.extras = {name: value for name, value in output.items() if name != "loss"}
-                return loss
-            given = f"a dictionary with keys {sorted(map(str, output))}" + ("" if loss is None else f", loss: {loss!r}")
-        else:
-            given = f"{type(output).__name__}"
-        raise LossError(
-            f"`{type(self.module).__name__}.training_step` returned {given}; in automatic optimisation it must"
-            " return the loss"
-            ' tensor, or a dictionary with it under "loss", or None to skip the batch.',
-            subject=output,
-        )
+        loss, self.extras = split_output(output, f"{type(self.module).__name__}.training_step")
+        return loss
 
     def bind_zero_grad(self) -> Callable[[], None]:
         """``optimizer.zero_grad``, or the module's ``optimizer_zero_grad`` if it is overridden."""
@@ -146,7 +137,8 @@ class Step:
         """Who clips: nobody if there is no limit and nothing is overridden."""
         trainer, module = self.trainer, self.module
         own = overrides(module, "configure_gradient_clipping", LightningModule)
-        if not own and not trainer.gradient_clip_val and not overrides(module, "clip_gradients", LightningModule):
+        own = own or overrides(module, "clip_gradients", LightningModule)
+        if not (own or trainer.gradient_clip_val or plugin_overrides(self.precision, "clip_gradients")):
             return ()
         clip = opened(self.book, "configure_gradient_clipping", module.configure_gradient_clipping)
 
@@ -177,12 +169,12 @@ class AutomaticStep(Step):
         self.clip = self.bind_clipping()
         optimizer = self.optimizer
         assert optimizer is not None
-        own_step = type(self.precision).optimizer_step is not Precision.optimizer_step
-        self.update = partial(self.precision.optimizer_step, optimizer) if own_step else optimizer.step
+        self.update = partial(self.precision.optimizer_step, optimizer) if self.scales else optimizer.step
         # What has nothing to do is left out here, once, so that the step below need not ask.
         hooks = self.hooks
         plain = not (self.scales or hooks.on_before_backward or hooks.on_after_backward)
-        self.run_backward = route_backward(self.strategy, self.gradients if plain else self.backward, optimizer)
+        backward = route_loss(self.precision, module, self.gradients if plain else self.backward)
+        self.run_backward = route_backward(self.strategy, backward, optimizer)
         self.prepares_update = bool(self.scales or hooks.on_before_optimizer_step or self.clip)
         self.reports = bool(hooks.on_train_batch_end)
         self.always_syncs = self.strategy.world_size == 1
@@ -232,30 +224,24 @@ class ClosureStep(AutomaticStep):
         run_step = route(self.strategy, "optimizer_step", self.run_step)
         self.lightning_optimizer.connect(run_step)
         self.user_step = opened(self.book, "optimizer_step", module.optimizer_step)
-        self.loss: Tensor | None = None
-        self.evaluated = False
 
     def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Trains on one batch; the optimizer calls back for the loss if the window closes with it."""
         if not self.fit.closes:
             return super().train(batch, batch_idx)
-        self.evaluated = False
-
-        def closure() -> Tensor | None:
-            page = self.book.page
-            self.loss = self.gradient(batch, batch_idx)
-            self.evaluated = True
-            self.book.page = page
-            return self.loss
-
+        closure = Closure(partial(self.evaluate, batch, batch_idx))
         self.user_step(self.trainer.current_epoch, batch_idx, self.lightning_optimizer, closure)
-        if not self.evaluated:
-            raise MisconfigurationException(
-                f"`{type(self.module).__name__}.optimizer_step` did not call the closure, so nothing was computed."
-                " Call `optimizer.step(closure=optimizer_closure)`, or `optimizer_closure()` yourself."
-            )
+        result = closure.consume_result()
         self.fit.global_step += 1
-        return self.outputs(self.loss)
+        return result.asdict()
+
+    def evaluate(self, batch: Any, batch_idx: int) -> ClosureResult:
+        """Forward and backward; logging goes on afterwards on the page of who called for it."""
+        page = self.book.page
+        loss = self.gradient(batch, batch_idx)
+        self.book.page = page
+        extras, self.extras = self.extras, {}
+        return ClosureResult(loss, extras)
 
     def run_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """The real step, with hooks and clipping between the closure and the update."""
@@ -267,6 +253,8 @@ class ClosureStep(AutomaticStep):
             self.book.page = page
             return loss
 
+        if plugin_overrides(self.precision, "optimizer_step"):
+            return self.precision.optimizer_step(optimizer, model=self.module, closure=evaluate, **kwargs)
         if not self.scales:
             return optimizer.step(evaluate, **kwargs)
         loss = evaluate()
@@ -281,24 +269,12 @@ class ManualStep(Step):
         run_step = route(self.strategy, "optimizer_step", self.run_step)
         for optimizer in trainer.lightning_optimizers:
             optimizer.connect(run_step, self.count)
-        self.run_backward = route_backward(self.strategy, super().backward, None)
+        self.run_backward = route_backward(self.strategy, route_loss(self.precision, module, super().backward), None)
 
     def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Calls ``training_step``; what it returns is only passed on to the hooks."""
         self.book.page = self.page
-        output = self.training_step(batch, batch_idx)
-        if isinstance(output, Tensor):
-            return {"loss": output.detach()}
-        if output is None:
-            return {}
-        if isinstance(output, Mapping):
-            loss = output.get("loss")
-            return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
-        raise LossError(
-            f"`{type(self.module).__name__}.training_step` returned {type(output).__name__}; in manual optimisation it"
-            " may return a tensor, a dictionary, or nothing.",
-            subject=output,
-        )
+        return ManualResult.from_training_step_output(self.training_step(batch, batch_idx)).asdict()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass with its hooks, called through ``manual_backward`` in the middle of ``training_step``."""
@@ -319,6 +295,8 @@ class ManualStep(Step):
             self.book.page = page
             return loss
 
+        if plugin_overrides(self.precision, "optimizer_step"):
+            return self.precision.optimizer_step(optimizer, model=self.module, closure=evaluate, **kwargs)
         if not self.scales:
             return optimizer.step(evaluate, **kwargs)
         evaluate()
@@ -329,12 +307,39 @@ class ManualStep(Step):
         self.fit.global_step += 1
 
 
+class ForwardStep(Step):
+    """Ends after ``training_step``: no backward pass, no update, whoever asks for one."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, fit: FitLoop) -> None:
+        super().__init__(trainer, module, fit)
+        for optimizer in trainer.lightning_optimizers:
+            optimizer.connect(_evaluate)
+
+    def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Calls ``training_step``; returns its loss for the hooks."""
+        self.book.page = self.page
+        with self.strategy.no_backward_sync(self.module, enabled=True):
+            output = self.training_step(batch, batch_idx)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        return {"loss": loss.detach()} if isinstance(loss, Tensor) else {}
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """What ``manual_backward`` calls."""
+
+
+def _evaluate(optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+    return closure()
+
+
 def choose_step(trainer: Trainer, module: LightningModule, fit: FitLoop) -> Step:
     """The kind of step this run needs."""
+    if not fit.updates:
+        return ForwardStep(trainer, module, fit)
     if not module.automatic_optimization:
         return ManualStep(trainer, module, fit)
-    own_step = overrides(module, "optimizer_step", LightningModule) or strategy_overrides(
-        trainer.strategy, "optimizer_step"
+    plugins = (trainer.strategy, trainer.precision_plugin)
+    own_step = overrides(module, "optimizer_step", LightningModule) or any(
+        plugin_overrides(plugin, "optimizer_step") for plugin in plugins
     )
     if own_step or any(needs_closure(optimizer) for optimizer in trainer.strategy.optimizers):
         return ClosureStep(trainer, module, fit)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -25,7 +26,7 @@ from fulmen.ranks import rank_zero_warn
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
-__all__ = ["PyTorchProfiler", "RegisterRecordFunction"]
+__all__ = ["PyTorchProfiler", "RegisterRecordFunction", "ScheduleWrapper"]
 
 _WAIT, _WARMUP, _ACTIVE = 1, 1, 3
 _CYCLE = _WAIT + _WARMUP + _ACTIVE
@@ -332,6 +333,90 @@ class _Window:
             self.profile.step()
 
 
+class ScheduleWrapper:
+    """A schedule for one `torch.profiler.profile` over steps of several kinds: it counts each kind for itself.
+
+    Kinds are training, validation, test and prediction. The first cycle of a kind that is recorded to its end is its
+    last. (`PyTorchProfiler` has no need of it: there, each kind has a recording of its own.)
+
+    Args:
+        schedule: What to do in a step of this number, as `torch.profiler.schedule` makes it.
+
+    Example::
+
+        schedule = ScheduleWrapper(torch.profiler.schedule(wait=1, warmup=1, active=3))
+        with torch.profiler.profile(schedule=schedule) as profile:
+            for batch in batches:
+                module.training_step(batch)
+                schedule.pre_step("training_step")
+                profile.step()
+    """
+
+    def __init__(self, schedule: Callable[[int], ProfilerAction]) -> None:
+        self._schedule = schedule
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all counts, and which kind it is."""
+        self._kind = ""
+        self._steps: dict[str, int] = {}
+        self._finished: set[str] = set()
+
+    def setup(self, start_action_name: str) -> None:
+        """Says of which kind the first steps are.
+
+        Args:
+            start_action_name: Name of an action that ends in one of `PyTorchProfiler.STEP_FUNCTIONS`.
+        """
+        self.pre_step(start_action_name)
+
+    def pre_step(self, current_action: str) -> None:
+        """Says of which kind the step is that has just been made; to be called before `profile.step()`."""
+        self._kind = current_action.rpartition(".")[2]
+
+    @property
+    def num_step(self) -> int:
+        """Steps of the current kind so far."""
+        return self._steps.get(self._kind, 0)
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether the current kind has been recorded."""
+        return self._kind in self._finished
+
+    @property
+    def is_training(self) -> bool:
+        """Whether steps are those of training."""
+        return self._kind == "training_step"
+
+    @property
+    def is_validating(self) -> bool:
+        """Whether steps are those of validation."""
+        return self._kind == "validation_step"
+
+    @property
+    def is_testing(self) -> bool:
+        """Whether steps are those of a test."""
+        return self._kind == "test_step"
+
+    @property
+    def is_predicting(self) -> bool:
+        """Whether steps are those of a prediction."""
+        return self._kind == "predict_step"
+
+    def __call__(self, num_step: int) -> ProfilerAction:
+        """What to do in the next step; the number that PyTorch counts over all kinds is not used."""
+        if not self._kind:
+            return self._schedule(0)  # asked when the profile is made, before any step
+        if self.has_finished:
+            return ProfilerAction.NONE
+        self._steps[self._kind] = self.num_step + 1
+        action = self._schedule(self.num_step)
+        if action is ProfilerAction.RECORD_AND_SAVE:
+            self._finished.add(self._kind)
+        return action
+
+
 class RegisterRecordFunction:
     """Context in which each call of a part of a model has a name in the trace: "[module]<class>: <name>".
 
@@ -358,7 +443,9 @@ class RegisterRecordFunction:
             self._handles.append(part.register_forward_hook(partial(_end, running), always_call=True))
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []

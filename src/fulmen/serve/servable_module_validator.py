@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["ServableModuleValidator"]
 
 _POLL_SECONDS = 0.02
+_GRACE_SECONDS = 1
 
 
 class ServableModuleValidator(Callback):
@@ -37,7 +39,7 @@ class ServableModuleValidator(Callback):
         server: What serves it: "fastapi".
         host: Address of the server.
         port: Its port.
-        timeout: Seconds to wait for the server to start, and for its answer.
+        timeout: Seconds to wait for the server to start, and for its answer; importing its parts does not count.
         exit_on_failure: Whether the run ends with an exception if it does not work; else there is a warning.
 
     Raises:
@@ -97,9 +99,14 @@ class ServableModuleValidator(Callback):
         """Does it all; returns what is wrong, None if nothing."""
         if not isinstance(module, ServableModule):
             return "it does not inherit from `fulmen.serve.ServableModule`."
-        with self._serving(copy.deepcopy(module).eval()):
+        payload = module.configure_payload()
+        try:
+            listener = socket.create_server((self.host, self.port))
+        except OSError as error:
+            return f"there can be no server at {self._url}: {error}. Choose another `port`."
+        with listener, self._serving(copy.deepcopy(module).eval(), listener):
             try:
-                self.resp = self._ask(module.configure_payload())
+                self.resp = self._ask(payload)
             except urllib.error.HTTPError as error:
                 return f"the server answered {error.code}: {error.read().decode(errors='replace')}"
             except OSError as error:
@@ -118,12 +125,14 @@ class ServableModuleValidator(Callback):
             return json.load(answer)
 
     @contextmanager
-    def _serving(self, module: ServableModule) -> Iterator[None]:
+    def _serving(self, module: ServableModule, listener: socket.socket) -> Iterator[None]:
         """Runs the server in a thread of this process, where nothing has to be pickled, until the block ends."""
         uvicorn: Any = need("uvicorn")
-        config = uvicorn.Config(application(module), host=self.host, port=self.port, log_level="error")
+        settings = {"log_level": "error", "timeout_graceful_shutdown": _GRACE_SECONDS}
+        config = uvicorn.Config(application(module), **settings)
+        config.load()  # imports what the server is made of, which may take long
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, name="fulmen-serve", daemon=True)
+        thread = threading.Thread(target=server.run, args=[[listener]], name="fulmen-serve", daemon=True)
         thread.start()
         give_up = time.monotonic() + self.timeout
         while not server.started and thread.is_alive() and time.monotonic() < give_up:
@@ -132,7 +141,7 @@ class ServableModuleValidator(Callback):
             yield
         finally:
             server.should_exit = True
-            thread.join(self.timeout)
+            thread.join(_GRACE_SECONDS + self.timeout)
 
 
 def application(module: ServableModule) -> Any:

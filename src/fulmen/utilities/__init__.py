@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fulmen.data.combined import CombinedLoader
     from fulmen.data.loaders import suggested_max_num_workers
     from fulmen.fabric.utilities.apply_func import move_data_to_device
+    from fulmen.fabric.utilities.distributed import is_shared_filesystem
     from fulmen.fabric.utilities.enums import LightningEnum
     from fulmen.fabric.utilities.throughput import measure_flops
     from fulmen.hparams import AttributeDict, is_picklable
@@ -35,6 +36,7 @@ __all__ = [
     "find_shared_parameters",
     "grad_norm",
     "is_picklable",
+    "is_shared_filesystem",
     "measure_flops",
     "move_data_to_device",
     "rank_zero_deprecation",
@@ -59,6 +61,7 @@ _MODULE_OF = {
     "find_shared_parameters": "fulmen.utilities.parameter_tying",
     "grad_norm": "fulmen.utilities.grads",
     "is_picklable": "fulmen.hparams",
+    "is_shared_filesystem": "fulmen.fabric.utilities.distributed",
     "measure_flops": "fulmen.fabric.utilities.throughput",
     "move_data_to_device": "fulmen.fabric.utilities.apply_func",
     "rank_zero_deprecation": "fulmen.ranks",

@@ -293,3 +293,24 @@ def test_the_bar_of_tqdm_is_tqdm():
 )
 def test_totals_that_are_not_known(total, expected):
     assert convert_inf(total) == expected
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test", "predict"])
+def test_a_bar_can_be_replaced(name):
+    bar, own = TQDMProgressBar(), object()
+    with pytest.raises(TypeError, match=f"{name}_progress_bar"):
+        getattr(bar, f"{name}_progress_bar")
+    setattr(bar, f"{name}_progress_bar", own)
+    assert getattr(bar, f"{name}_progress_bar") is own
+
+
+def test_a_bar_that_was_replaced_counts_what_follows(tmp_path):
+    class Own(TQDMProgressBar):
+        def on_validation_start(self, trainer, pl_module):
+            super().on_validation_start(trainer, pl_module)
+            self.made, self.val_progress_bar = self.val_progress_bar, Tqdm(total=0, file=io.StringIO())
+
+    bar = Own()
+    trainer_with(tmp_path, bar).validate(Net(), [loader(2), loader(3)], verbose=False)
+    assert (bar.val_progress_bar.n, bar.val_progress_bar.total, bar.made.n) == (3, 3, 0)
+    bar.made.close()

@@ -6,7 +6,10 @@ from fulmen.fabric.strategies import SingleDeviceStrategy, StrategyRegistry
 
 
 def test_what_is_there():
-    assert StrategyRegistry.available_strategies() == ["single_device"]
+    names = StrategyRegistry.available_strategies()
+    assert names == sorted(names)
+    assert {"single_device", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"} < set(names)
+    assert {"ddp_find_unused_parameters_true", "ddp_fork_find_unused_parameters_false"} < set(names)
     assert type(StrategyRegistry.get("single_device")) is SingleDeviceStrategy
 
 

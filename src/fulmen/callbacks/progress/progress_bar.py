@@ -111,13 +111,13 @@ class ProgressBar(Callback):
 
     @property
     def total_train_batches(self) -> int | float:
-        """Batches of the current epoch: fewer if only `max_steps` limits training and comes first; inf if unknown."""
+        """Batches of the current epoch, or those until `max_steps` if that comes first; inf if unknown."""
         trainer = self.trainer
         total: int | float = trainer.num_training_batches
-        if trainer.max_epochs == -1 and trainer.max_steps not in (None, -1):
-            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-            total = min(total, trainer.fit_loop.batch_idx + 1 + left)
-        return total
+        if trainer.max_steps == -1:
+            return total
+        left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        return min(total, trainer.fit_loop.batch_idx + 1 + left)
 
     @property
     def total_val_batches_current_dataloader(self) -> int | float:

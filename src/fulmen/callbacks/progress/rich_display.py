@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.style import Style
 from rich.table import Column
 from rich.text import Text
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchesProcessedColumn",
     "CustomBarColumn",
+    "CustomInfiniteTask",
     "CustomProgress",
     "CustomTimeColumn",
     "MetricsTextColumn",
@@ -37,6 +40,15 @@ def _one_line() -> Column:
     return Column(no_wrap=True)
 
 
+class CustomInfiniteTask(Task):
+    """A task without an end: its total is infinite."""
+
+    @property
+    def time_remaining(self) -> float | None:
+        """None: it is not known."""
+        return None
+
+
 class BatchesProcessedColumn(ProgressColumn):
     """Batches done and to do: "12/100", or "12/--" when the total is unknown."""
 
@@ -46,16 +58,24 @@ class BatchesProcessedColumn(ProgressColumn):
 
     def render(self, task: Task) -> RenderableType:
         """The column's cell."""
-        total = "--" if task.total is None else int(task.total)
+        total = "--" if task.total in (None, math.inf) else int(task.total)
         return Text(f"{int(task.completed)}/{total}", style=self.style)
 
 
 class CustomBarColumn(BarColumn):
     """The bar itself; arguments are those of `rich.progress.BarColumn`."""
 
+    def render(self, task: Task) -> ProgressBar:
+        """The column's cell; without an end it pulses."""
+        bar = super().render(task)
+        bar.pulse = bar.pulse or task.total == math.inf
+        return bar
+
 
 class CustomTimeColumn(ProgressColumn):
     """Time passed and time left."""
+
+    max_refresh = 0.5
 
     def __init__(self, style: str | Style) -> None:
         super().__init__(_one_line())
@@ -83,7 +103,7 @@ class ProcessingSpeedColumn(ProgressColumn):
 
 
 class MetricsTextColumn(ProgressColumn):
-    """The metrics; below the bar when they do not fit beside it.
+    """The metrics of each task, `task.fields["metrics"]`; below the bar when they do not fit beside it.
 
     Args:
         trainer: The trainer that runs.
@@ -100,10 +120,19 @@ class MetricsTextColumn(ProgressColumn):
         self.style = style
         self.text_delimiter = text_delimiter
         self.metrics_format = metrics_format
+        self._metrics: Mapping[str, Any] = {}
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Shows these beside the tasks that have no metrics of their own.
+
+        Args:
+            metrics: Names to values.
+        """
+        self._metrics = metrics
 
     def render(self, task: Task) -> Text:
         """The column's cell."""
-        metrics = format_metrics(task.fields["metrics"], self.metrics_format, self.text_delimiter)
+        metrics = format_metrics(task.fields.get("metrics", self._metrics), self.metrics_format, self.text_delimiter)
         return Text(metrics, style=self.style)
 
 
@@ -133,6 +162,75 @@ def with_metrics(
 
 class CustomProgress(Progress):
     """A progress display that writes metrics on a line of their own when the terminal is too narrow."""
+
+    def start(self) -> None:
+        """Begins to draw; does nothing the second time."""
+        if not self.live.is_started:
+            super().start()
+
+    def stop(self) -> None:
+        """Ends drawing; does nothing the second time, where rich would write another line."""
+        if self.live.is_started:
+            super().stop()
+
+    def soft_refresh(self) -> None:
+        """Draws, if drawing has begun and not ended."""
+        if self.live.is_started:
+            self.refresh()
+
+    def add_task(
+        self,
+        description: str,
+        start: bool = True,
+        total: float | None = 100.0,
+        completed: int = 0,
+        visible: bool = True,
+        **fields: Any,
+    ) -> TaskID:
+        """Adds a task, and draws.
+
+        Args:
+            description: Its title.
+            start: Whether its time begins now, and not with `start_task`.
+            total: Steps in all; None or infinity if that is not known.
+            completed: Steps done.
+            visible: Whether it is shown.
+            **fields: What the columns need, such as `metrics`.
+
+        Returns:
+            Its number.
+        """
+        if total != math.inf:
+            return super().add_task(description, start, total, completed, visible, **fields)
+        task = CustomInfiniteTask(
+            self._task_index,
+            description,
+            total,
+            completed,
+            visible=visible,
+            fields=fields,
+            _get_time=self.get_time,
+            _lock=self._lock,
+        )
+        return self.add_custom_task(task, start)
+
+    def add_custom_task(self, task: Task, start: bool = True) -> TaskID:
+        """Adds a task that is made already, and draws.
+
+        Args:
+            task: The task; its number must be free.
+            start: Whether its time begins now.
+
+        Returns:
+            Its number.
+        """
+        with self._lock:
+            self._tasks[task.id] = task
+            self._task_index = TaskID(max(task.id, self._task_index) + 1)
+            if start:
+                self.start_task(task.id)
+        self.refresh()
+        return task.id
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The table of bars, and the metrics below it if they do not fit."""
@@ -178,7 +276,6 @@ class RichDisplay:
         self._columns = tuple(columns)
         self.progress = CustomProgress(*self._columns, console=console, auto_refresh=False)
         self._leave = leave
-        self._started = False
         self._tracks: list[Track] = []
         self._train: Track | None = None
 
@@ -204,9 +301,7 @@ class RichDisplay:
 
     def draw(self, track: Track) -> None:
         """Draw all bars, with this one brought up to date."""
-        if not self._started:
-            self._started = True
-            self.progress.start()
+        self.progress.start()
         self._update(track)
         self.progress.refresh()
 
@@ -222,16 +317,14 @@ class RichDisplay:
 
     def finish(self) -> None:
         """Draw all bars for the last time."""
-        if self._started:
+        if self.progress.live.is_started:
             for track in self._tracks:
                 self._update(track)
         self.stop()
 
     def stop(self) -> None:
         """End drawing: what stands on the screen stays, the cursor is back."""
-        if self._started:
-            self._started = False
-            self.progress.stop()
+        self.progress.stop()
 
     def _update(self, track: Track) -> None:
         track.note()

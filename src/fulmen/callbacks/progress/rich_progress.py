@@ -11,8 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fulmen.callbacks.progress.display import Display, LineDisplay, Track
-from fulmen.callbacks.progress.progress_bar import ProgressBar, known_total
-from fulmen.errors import MisconfigurationException
+from fulmen.callbacks.progress.drawn import DrawnBar
+from fulmen.callbacks.progress.progress_bar import known_total
 from fulmen.terminal import can_redraw, make_console
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _LONGEST_REST = 1.0
 _COLUMNS = (
     "BatchesProcessedColumn",
     "CustomBarColumn",
+    "CustomInfiniteTask",
     "CustomProgress",
     "CustomTimeColumn",
     "MetricsTextColumn",
@@ -66,7 +67,7 @@ class RichProgressBarTheme:
     metrics_format: str = ".3f"
 
 
-class RichProgressBar(ProgressBar):
+class RichProgressBar(DrawnBar):
     """Shows training, validation, test and prediction: a bar on a terminal or in a notebook, plain lines in a log file.
 
     A batch costs a look at the clock. Metrics are read, and the bar is drawn, ten times a second at most, and less
@@ -94,47 +95,15 @@ class RichProgressBar(ProgressBar):
         theme: RichProgressBarTheme = RichProgressBarTheme(),  # noqa: B008 - read, never changed
         console_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if refresh_rate < 0:
-            raise MisconfigurationException(
-                f"`RichProgressBar(refresh_rate={refresh_rate})`: expected a number of batches, or 0 for no bar."
-            )
-        super().__init__()
-        self._refresh_rate = refresh_rate
-        self._leave = leave
+        super().__init__(refresh_rate, leave)
         self._console_kwargs = console_kwargs or {}
         self.theme = theme
-        self._enabled = True
         self._display: Display | None = None
         self._train: Track | None = None
         self._evaluation: Track | None = None
         self._due = self._overdue = 0.0
 
-    # ---------------------------------------------------------------------------------------------- switches
-
-    @property
-    def refresh_rate(self) -> int:
-        """Number of batches between two drawings."""
-        return self._refresh_rate
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether progress is shown."""
-        return self._enabled and self._refresh_rate > 0
-
-    def enable(self) -> None:
-        """Show progress, from the next epoch, validation, test or prediction on."""
-        self._enabled = True
-        if self._trainer is not None:
-            self._trainer.recompile_hooks()
-
-    def disable(self) -> None:
-        """Show nothing any more; a bar on the screen stays as it is."""
-        self._enabled = False
-        self._stop()
-
-    def listens(self, hook: str, trainer: Trainer) -> bool:
-        """When the bar is off, the loop does not call it at all."""
-        return hook == "setup" or (self.is_enabled and trainer.is_global_zero)
+    listens = DrawnBar.listens  # what a class says about its hooks binds none of its subclasses
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """The columns of a bar; override it to have others. The metrics follow them, unless a column has them.
@@ -276,93 +245,27 @@ class RichProgressBar(ProgressBar):
         """The bar of the sanity check is gone."""
         self._finish()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation, or the sanity check, begins."""
-        self.reset_dataloader_idx_tracker()
-        self._begin_validation(trainer, 0)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is time."""
-        if dataloader_idx != self._current_eval_dataloader_idx:
-            self._begin_validation(trainer, dataloader_idx)
-        self._count(batch_idx)
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation has ended."""
+        """The evaluation has ended."""
         self._close_evaluation()
 
-    def _begin_validation(self, trainer: Trainer, dataloader_idx: int) -> None:
+    on_test_end = on_predict_end = on_validation_end
+
+    def _begin_evaluation(self, trainer: Trainer, dataloader_idx: int) -> None:
         self._current_eval_dataloader_idx = dataloader_idx
-        title = self.sanity_check_description if trainer.sanity_checking else self.validation_description
-        self._open_evaluation(title, trainer.num_val_batches, self.total_val_batches_current_dataloader)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Testing begins."""
-        self.reset_dataloader_idx_tracker()
-        self._begin_test(trainer, 0)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is time."""
-        if dataloader_idx != self._current_eval_dataloader_idx:
-            self._begin_test(trainer, dataloader_idx)
-        self._count(batch_idx)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Testing has ended."""
-        self._close_evaluation()
-
-    def _begin_test(self, trainer: Trainer, dataloader_idx: int) -> None:
-        self._current_eval_dataloader_idx = dataloader_idx
-        total = self.total_test_batches_current_dataloader
-        self._open_evaluation(self.test_description, trainer.num_test_batches, total)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prediction begins."""
-        self.reset_dataloader_idx_tracker()
-        self._begin_predict(trainer, 0)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is time."""
-        if dataloader_idx != self._current_eval_dataloader_idx:
-            self._begin_predict(trainer, dataloader_idx)
-        self._count(batch_idx)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prediction has ended."""
-        self._close_evaluation()
-
-    def _begin_predict(self, trainer: Trainer, dataloader_idx: int) -> None:
-        self._current_eval_dataloader_idx = dataloader_idx
-        total = self.total_predict_batches_current_dataloader
-        self._open_evaluation(self.predict_description, trainer.num_predict_batches, total)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back."""
-        self._stop()
+        title, batches, total = self._evaluated(trainer)
+        if self._evaluation is not None and self._display is not None:
+            self._display.close(self._evaluation)
+        if isinstance(batches, list) and len(batches) > 1:
+            title = f"{title} DataLoader {dataloader_idx}"
+        self._evaluation = Track(
+            title,
+            known_total(total),
+            partial(self._evaluation_metrics, trainer, trainer.lightning_module),
+            inside=trainer.state.fn == "fit",
+            quiet=trainer.sanity_checking or (trainer.state.fn == "fit" and trainer.is_last_batch),
+        )
+        self._open(self._evaluation)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the terminal back."""
@@ -373,21 +276,6 @@ class RichProgressBar(ProgressBar):
         return self.__dict__ | {"_display": None, "_train": None, "_evaluation": None}
 
     # ---------------------------------------------------------------------------------------------- drawing
-
-    def _open_evaluation(self, title: str, batches: list[int | float] | int | float, total: int | float) -> None:
-        trainer = self.trainer
-        if self._evaluation is not None and self._display is not None:
-            self._display.close(self._evaluation)
-        if isinstance(batches, list) and len(batches) > 1:
-            title = f"{title} DataLoader {self._current_eval_dataloader_idx}"
-        self._evaluation = Track(
-            title,
-            known_total(total),
-            partial(self._evaluation_metrics, trainer, trainer.lightning_module),
-            inside=trainer.state.fn == "fit",
-            quiet=trainer.sanity_checking or (trainer.state.fn == "fit" and trainer.is_last_batch),
-        )
-        self._open(self._evaluation)
 
     def _evaluation_metrics(self, trainer: Trainer, pl_module: LightningModule) -> Mapping[str, Any]:
         # Within training the metrics stand beside the training bar.

@@ -7,8 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fulmen.callbacks.progress.progress_bar import ProgressBar
-from fulmen.errors import MisconfigurationException
+from fulmen.callbacks.progress.drawn import DrawnBar
 from fulmen.extras import need
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["TQDMProgressBar", "convert_inf"]
 
 
-class TQDMProgressBar(ProgressBar):
+class TQDMProgressBar(DrawnBar):
     """Shows training, validation, test and prediction with tqdm, on standard output.
 
     Override the `init_*_tqdm` methods to change the bars, `get_metrics` to change what stands behind them.
@@ -47,58 +46,21 @@ class TQDMProgressBar(ProgressBar):
 
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         need("tqdm")
-        if refresh_rate < 0:
-            raise MisconfigurationException(
-                f"`TQDMProgressBar(refresh_rate={refresh_rate})`: expected a number of batches, or 0 for no bar."
-            )
-        super().__init__()
-        self._refresh_rate = _effective(refresh_rate)
+        super().__init__(_effective(refresh_rate), leave)
         self._process_position = process_position
-        self._leave = leave
-        self._enabled = True
         self._shown_epoch: int | None = None
         self._train_progress_bar: Tqdm | None = None
         self._val_progress_bar: Tqdm | None = None
         self._test_progress_bar: Tqdm | None = None
         self._predict_progress_bar: Tqdm | None = None
+        self._evaluation = "_val_progress_bar"
 
-    # ---------------------------------------------------------------------------------------------- switches
-
-    @property
-    def refresh_rate(self) -> int:
-        """Number of batches between two drawings."""
-        return self._refresh_rate
+    listens = DrawnBar.listens  # what a class says about its hooks binds none of its subclasses
 
     @property
     def process_position(self) -> int:
         """Pairs of lines left free above the bars."""
         return self._process_position
-
-    @property
-    def is_enabled(self) -> bool:
-        """Whether progress is shown."""
-        return self._enabled and self._refresh_rate > 0
-
-    @property
-    def is_disabled(self) -> bool:
-        """Whether progress is not shown."""
-        return not self.is_enabled
-
-    def enable(self) -> None:
-        """Show progress, from the next epoch, validation, test or prediction on."""
-        self._enabled = True
-        if self._trainer is not None:
-            self._trainer.recompile_hooks()
-
-    def disable(self) -> None:
-        """Show nothing any more; a bar on the screen stays as it is."""
-        self._enabled = False
-        self._close_all()
-        self.__dict__.update(dict.fromkeys(_BARS))
-
-    def listens(self, hook: str, trainer: Trainer) -> bool:
-        """When the bar is off, the loop does not call it at all."""
-        return hook == "setup" or (self.is_enabled and trainer.is_global_zero)
 
     # ---------------------------------------------------------------------------------------------- bars
 
@@ -111,6 +73,10 @@ class TQDMProgressBar(ProgressBar):
         """
         return _there(self._train_progress_bar, "train_progress_bar")
 
+    @train_progress_bar.setter
+    def train_progress_bar(self, bar: Tqdm) -> None:
+        self._train_progress_bar = bar
+
     @property
     def val_progress_bar(self) -> Tqdm:
         """The bar of validation, or of the sanity check.
@@ -119,6 +85,10 @@ class TQDMProgressBar(ProgressBar):
             TypeError: There is none yet.
         """
         return _there(self._val_progress_bar, "val_progress_bar")
+
+    @val_progress_bar.setter
+    def val_progress_bar(self, bar: Tqdm) -> None:
+        self._val_progress_bar = bar
 
     @property
     def test_progress_bar(self) -> Tqdm:
@@ -129,6 +99,10 @@ class TQDMProgressBar(ProgressBar):
         """
         return _there(self._test_progress_bar, "test_progress_bar")
 
+    @test_progress_bar.setter
+    def test_progress_bar(self, bar: Tqdm) -> None:
+        self._test_progress_bar = bar
+
     @property
     def predict_progress_bar(self) -> Tqdm:
         """The prediction bar.
@@ -137,6 +111,10 @@ class TQDMProgressBar(ProgressBar):
             TypeError: There is none yet.
         """
         return _there(self._predict_progress_bar, "predict_progress_bar")
+
+    @predict_progress_bar.setter
+    def predict_progress_bar(self, bar: Tqdm) -> None:
+        self._predict_progress_bar = bar
 
     def init_sanity_tqdm(self) -> Tqdm:
         """Makes the bar of the sanity check."""
@@ -246,29 +224,10 @@ class TQDMProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation, or the sanity check, begins."""
-        self.reset_dataloader_idx_tracker()
         if not trainer.sanity_checking:
             self._val_progress_bar = self.init_validation_tqdm()
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Another loader begins with its first batch."""
-        if self.has_dataloader_changed(dataloader_idx):
-            title = self.sanity_check_description if trainer.sanity_checking else self.validation_description
-            self._begin(self._val_progress_bar, title, self.total_val_batches_current_dataloader)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is due."""
-        self._count(self._val_progress_bar, batch_idx)
+        self._evaluation = "_val_progress_bar"
+        super().on_validation_start(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation has ended, and its metrics are known."""
@@ -280,27 +239,9 @@ class TQDMProgressBar(ProgressBar):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Testing begins."""
-        self.reset_dataloader_idx_tracker()
         self._test_progress_bar = self.init_test_tqdm()
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Another loader begins with its first batch."""
-        if self.has_dataloader_changed(dataloader_idx):
-            self._begin(self._test_progress_bar, self.test_description, self.total_test_batches_current_dataloader)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is due."""
-        self._count(self._test_progress_bar, batch_idx)
+        self._evaluation = "_test_progress_bar"
+        super().on_test_start(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Testing has ended."""
@@ -309,37 +250,14 @@ class TQDMProgressBar(ProgressBar):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prediction begins."""
-        self.reset_dataloader_idx_tracker()
         self._predict_progress_bar = self.init_predict_tqdm()
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Another loader begins with its first batch."""
-        if self.has_dataloader_changed(dataloader_idx):
-            total = self.total_predict_batches_current_dataloader
-            self._begin(self._predict_progress_bar, self.predict_description, total)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Counts the batch, and draws when it is due."""
-        self._count(self._predict_progress_bar, batch_idx)
+        self._evaluation = "_predict_progress_bar"
+        super().on_predict_start(trainer, pl_module)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prediction has ended."""
         self._close("_predict_progress_bar")
         self.reset_dataloader_idx_tracker()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the bars as they stand; what follows begins on a new line."""
-        self._close_all()
 
     def __getstate__(self) -> dict[str, Any]:
         # Bars hold the terminal; the copy, in another process perhaps, opens its own.
@@ -350,13 +268,16 @@ class TQDMProgressBar(ProgressBar):
     def _due(self, count: int, bar: Tqdm) -> bool:
         return self.is_enabled and (count % self._refresh_rate == 0 or count == bar.total)
 
-    def _begin(self, bar: Tqdm | None, title: str, total: int | float) -> None:
+    def _begin_evaluation(self, trainer: Trainer, dataloader_idx: int) -> None:
+        self._current_eval_dataloader_idx = dataloader_idx
+        title, _, total = self._evaluated(trainer)
+        bar = getattr(self, self._evaluation)
         if bar is not None:
             _restart(bar, total)
-            bar.set_description(f"{title} DataLoader {self._current_eval_dataloader_idx}")
+            bar.set_description(f"{title} DataLoader {dataloader_idx}")
 
-    def _count(self, bar: Tqdm | None, batch_idx: int) -> None:
-        count = batch_idx + 1
+    def _count(self, batch_idx: int) -> None:
+        bar, count = getattr(self, self._evaluation), batch_idx + 1
         if bar is not None and self._due(count, bar):
             bar.n = count
             bar.refresh()
@@ -366,9 +287,11 @@ class TQDMProgressBar(ProgressBar):
         if bar is not None:
             bar.close()
 
-    def _close_all(self) -> None:
+    def _stop(self) -> None:
         for name in reversed(_BARS):
             self._close(name)
+        if not self._enabled:
+            self.__dict__.update(dict.fromkeys(_BARS))
 
 
 _BARS = ("_train_progress_bar", "_val_progress_bar", "_test_progress_bar", "_predict_progress_bar")
@@ -389,7 +312,7 @@ def _effective(rate: int) -> int:
     """The refresh rate in this environment."""
     if rate == 1 and "COLAB_JUPYTER_IP" in os.environ:
         rate = 20
-    return max(rate, int(os.environ.get("TQDM_MINITERS", 1))) if rate else 0
+    return max(rate, int(os.environ.get("TQDM_MINITERS", 1))) if rate > 0 else rate
 
 
 def _there(bar: Tqdm | None, name: str) -> Tqdm:

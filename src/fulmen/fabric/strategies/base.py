@@ -1,10 +1,8 @@
 """What a strategy is: how a module is spread over devices, for a Trainer and for `Fabric` alike."""
 
-# ruff: noqa: B027 - most hooks of a strategy are empty, and none has to be overridden
-
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -14,35 +12,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from fulmen.fabric.overriding import overrides, plain
 from fulmen.fabric.precision import Precision
+from fulmen.fabric.strategies.steps import StrategySteps
 from fulmen.tree import move
 
 if TYPE_CHECKING:
     from fulmen.checkpoint.store import CheckpointIO
     from fulmen.fabric.accelerators import Accelerator
+    from fulmen.fabric.layer_sync import LayerSync
+    from fulmen.fabric.watch.leaving import Leaving
 
 __all__ = ["Strategy", "overrides", "plain"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
-
-
-def plain(method: F) -> F:
-    """Mark a method of a strategy as one that does nothing beyond the regular work, so that a loop may pass it by."""
-    method._plain = method  # type: ignore[attr-defined]  # itself, as `functools.wraps` copies attributes
-    return method
-
-
-def overrides(strategy: Strategy, name: str) -> bool:
-    """Whether the strategy does something of its own in `name`, so that a loop has to go through it.
-
-    Args:
-        strategy: The strategy.
-        name: A method that is `plain` in `Strategy`: "training_step", "backward", "on_train_start", ...
-    """
-    method = getattr(type(strategy), name)
-    return name in vars(strategy) or getattr(method, "_plain", None) is not method
 
 
 class _EmptyInit(TorchFunctionMode):
@@ -60,24 +45,37 @@ class _EmptyInit(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class Strategy(ABC):
+class Strategy(StrategySteps):
     """How a module is spread over devices: moves and wraps it, and owns the collectives and what is saved.
 
-    A loop gives the regular work of a step to `bind`; `super().training_step(...)` in a subclass then does that work.
-    What a subclass does not override is not called at all in a loop (see `overrides`).
+    What it does in the loop of a Trainer is inherited from `StrategySteps`.
 
     Args:
         accelerator: Kind of the devices; None is filled in when the plan is made.
         checkpoint_io: Writes and reads checkpoints; None for files written by `torch.save`.
         precision_plugin: In which precision the module computes; None for 32 bit.
+
+    Attributes:
+        layer_sync: Makes layers share their statistics in a fit of several processes; None without.
+        fills_meta_modules: Whether modules may be set up whose parameters are on the meta device.
+        wraps_in_place: Whether `setup_module` gives back the module itself though its calls do more from then on.
+        needs_equal_batches: Whether evaluation has to go through `in_step`.
+        allows_inference_mode: Whether parameters that were used in inference mode can be trained afterwards.
+        place: Says where the run is, for reports of processes that do not go on.
     """
 
     strategy_name: ClassVar[str] = ""
+    fills_meta_modules: ClassVar[bool] = False
+    wraps_in_place: ClassVar[bool] = False
+    needs_equal_batches: ClassVar[bool] = False
+    allows_inference_mode: ClassVar[bool] = True
 
     global_rank: int = 0
     local_rank: int = 0
     node_rank: int = 0
     world_size: int = 1
+    layer_sync: LayerSync | None = None
+    place: Callable[[], str] = str
 
     def __init__(
         self,
@@ -95,6 +93,11 @@ class Strategy(ABC):
         self._bound: dict[str, Callable[..., Any]] = {}
 
     # Parts
+
+    @classmethod
+    def precision_for(cls, name: str) -> Precision | None:
+        """The precision that this strategy needs in the place of the regular one of that name; None for that one."""
+        return None
 
     @property
     def accelerator(self) -> Accelerator | None:
@@ -127,6 +130,8 @@ class Strategy(ABC):
 
     @checkpoint_io.setter
     def checkpoint_io(self, checkpoint_io: CheckpointIO | None) -> None:
+        if getattr(checkpoint_io, "checkpoint_io", checkpoint_io) is None:  # it wraps another, not said which: ours
+            checkpoint_io.checkpoint_io = self.checkpoint_io  # type: ignore[union-attr]
         self._checkpoint_io = checkpoint_io
 
     @property
@@ -178,6 +183,21 @@ class Strategy(ABC):
         return True
 
     @property
+    def saves_together(self) -> bool:
+        """Whether the state of the run is spread over the processes, so that all have to take part in saving it."""
+        return False
+
+    @property
+    def allows_inference_mode(self) -> bool:
+        """Whether evaluation can run under `torch.inference_mode`."""
+        return True
+
+    @property
+    def leaving(self) -> Leaving | None:
+        """Through which all processes come to leave a run together; None where each leaves by itself."""
+        return None
+
+    @property
     def handles_gradient_accumulation(self) -> bool:
         """Whether the strategy counts the micro-batches of a window by itself."""
         return False
@@ -191,6 +211,10 @@ class Strategy(ABC):
     @abstractmethod
     def barrier(self, name: str | None = None) -> None:
         """Wait until all processes are here."""
+
+    def wait_long(self, name: str) -> None:
+        """As `barrier`, with no limit in time: for what one process does once, such as a download."""
+        self.barrier(name)
 
     @abstractmethod
     def broadcast(self, obj: Any, src: int = 0) -> Any:
@@ -214,20 +238,6 @@ class Strategy(ABC):
     def model_to_device(self) -> None:
         """Move the connected module to the device of this process."""
         self.model.to(self.root_device)
-
-    @plain
-    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
-        """Move a batch: with the work bound by a loop (the user's transfer hooks), else plainly.
-
-        Args:
-            batch: Any nesting of tensors and objects with `.to(device)`.
-            device: Where to; None for the device of this process.
-            dataloader_idx: Which of several loaders it came from.
-        """
-        device = self.root_device if device is None else device
-        if (transfer := self._bound.get("batch_to_device")) is not None:
-            return transfer(batch, device, dataloader_idx)
-        return move(batch, device)
 
     def setup_module(self, module: nn.Module, move_to_device: bool = True) -> nn.Module:
         """Bring a module into the precision and to the device, and wrap it where the strategy needs that.
@@ -255,8 +265,13 @@ class Strategy(ABC):
         """Context in which backward passes do not exchange gradients between processes."""
         return _NOTHING
 
-    def wrap_step(self, fn: F) -> F:
-        """A step method of the user's, led through the wrapper of the module; itself where there is none."""
+    def wrap_step(self, fn: F, training: bool = False) -> F:
+        """A step method of the user's, led through the wrapper of the module; itself where there is none.
+
+        Args:
+            fn: The method.
+            training: Whether it is the `training_step`.
+        """
         return fn
 
     def process_dataloader(self, dataloader: Any) -> Any:
@@ -289,6 +304,23 @@ class Strategy(ABC):
         """Context in which `configure_model` runs."""
         return _NOTHING
 
+    def copy_for_average(self, module: nn.Module) -> nn.Module:
+        """A module with the same parameters and buffers, of which `copy.deepcopy` makes a second set."""
+        return module
+
+    def in_step(self, batches: Iterable[Any], num_batches: int | float) -> Iterable[Any]:
+        """Batches of an evaluation, where the processes have to run equally many steps; see `needs_equal_batches`.
+
+        Args:
+            batches: Those of this process.
+            num_batches: Their number; infinity if it is not known.
+        """
+        return batches
+
+    def any_batches(self, has_batches: bool) -> bool:
+        """Whether an evaluation is run, given whether there are batches for this process."""
+        return has_batches
+
     # State
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -315,7 +347,11 @@ class Strategy(ABC):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load "optimizer_states" of a checkpoint; each tensor goes to the device of its parameter."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(state)
+            self.load_optimizer_state(optimizer, state)
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: Any) -> None:
+        """Load a state that `optimizer_state` gave, or one of a single device."""
+        optimizer.load_state_dict(state)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, on the process that writes for all.
@@ -370,22 +406,6 @@ class Strategy(ABC):
 
     # The run of a Trainer
 
-    def bind(self, name: str, function: Callable[..., Any]) -> None:
-        """Give the work that the method `name` does unless a subclass does something else.
-
-        Args:
-            name: "training_step", "backward", "optimizer_step", "batch_to_device", ...
-            function: Takes the arguments of that method.
-        """
-        self._bound[name] = function
-
-    def _work(self, name: str) -> Callable[..., Any]:
-        if name not in self._bound:
-            raise RuntimeError(
-                f"`{type(self).__name__}.{name}` was called outside of a run: no loop has given its work."
-            )
-        return self._bound[name]
-
     def connect(self, model: Any) -> None:
         """Take over the user's module."""
         self._lightning_module = model
@@ -395,10 +415,17 @@ class Strategy(ABC):
         """Bring the connected module into the precision and to its device; in a fit make the optimizers, too."""
         if self.accelerator is not None:
             self.accelerator.setup(trainer)
+        if self.layer_sync is not None and self.world_size > 1 and trainer.state.fn == "fit":
+            self.model = self.layer_sync.apply(self.model)
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
+        self.prepare_model(trainer)
         if trainer.state.fn == "fit":
             self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def prepare_model(self, trainer: Any) -> None:
+        """Wrap the connected module, which is on its device, before the optimizers are made."""
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Make the optimizers and schedulers: the trainer sets `optimizers` and `lr_scheduler_configs`."""
@@ -406,115 +433,30 @@ class Strategy(ABC):
         for optimizer in self.optimizers:
             self.precision_plugin.check_optimizer(optimizer)
 
+    def setup_precision_plugin(self) -> None:
+        """Show module, optimizers and schedulers to the precision, which may replace them."""
+        connected = self.precision_plugin.connect(self.model, self.optimizers, self.lr_scheduler_configs)
+        self.model, self.optimizers, self.lr_scheduler_configs = connected
+
     def teardown(self) -> None:
-        """Bring module and optimizers back to the CPU and give the devices back."""
+        """Bring module and optimizers back to the CPU, give the devices back, and wait for what is being saved."""
+        if self.layer_sync is not None and self.world_size > 1 and self.lightning_module is not None:
+            self._lightning_module = self.layer_sync.revert(self.lightning_module)
         if self.root_device.type != "cpu":
-            for optimizer in self.optimizers:
-                for state in optimizer.state.values():
-                    state.update(move(state, torch.device("cpu")))
-            if self.lightning_module is not None:
-                self.lightning_module.cpu()
+            self._to_cpu()
         self.precision_plugin.teardown()
         if self.accelerator is not None:
             self.accelerator.teardown()
+        if self._checkpoint_io is not None:
+            self._checkpoint_io.teardown()
 
-    @plain
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `training_step`, in the precision."""
-        return self._work("training_step")(*args, **kwargs)
+    def _to_cpu(self) -> None:
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                state.update(move(state, torch.device("cpu")))
+        if self.lightning_module is not None:
+            self.lightning_module.cpu()
 
-    @plain
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `validation_step`, in the precision."""
-        return self._work("validation_step")(*args, **kwargs)
-
-    @plain
-    def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `test_step`, in the precision."""
-        return self._work("test_step")(*args, **kwargs)
-
-    @plain
-    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
-        """The user's `predict_step`, in the precision."""
-        return self._work("predict_step")(*args, **kwargs)
-
-    @plain
-    def pre_backward(self, closure_loss: Tensor) -> None:
-        """Called before the gradients are computed."""
-
-    @plain
-    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Any:
-        """Compute the gradients: with the work bound by a loop, else plainly, of the scaled loss.
-
-        Args:
-            closure_loss: The loss.
-            optimizer: The optimizer they are for; None in a loop of the user's own.
-            *args: Positional arguments of `Tensor.backward`.
-            **kwargs: Keyword arguments of `Tensor.backward`.
-        """
-        if (work := self._bound.get("backward")) is not None:
-            return work(closure_loss, optimizer, *args, **kwargs)
-        self.pre_backward(closure_loss)
-        self.precision_plugin.scale_loss(closure_loss).backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-        self.post_backward(closure_loss)
-        return closure_loss
-
-    @plain
-    def post_backward(self, closure_loss: Tensor) -> None:
-        """Called after the gradients were computed."""
-
-    @plain
-    def optimizer_step(
-        self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, model: Any = None, **kwargs: Any
-    ) -> Any:
-        """Update the parameters: with the work bound by a loop, else as the precision does.
-
-        Args:
-            optimizer: The optimizer.
-            closure: Computes the loss and the gradients; None if they are there already.
-            model: The module; not needed on one device.
-            **kwargs: Passed on to the work of the loop.
-        """
-        if (work := self._bound.get("optimizer_step")) is not None:
-            return work(optimizer, closure, model, **kwargs)
-        return self.precision_plugin.optimizer_step(optimizer, closure)
-
-    @plain
-    def on_train_start(self) -> None:
-        """Called when training begins."""
-
-    @plain
-    def on_train_end(self) -> None:
-        """Called when training ends."""
-
-    @plain
-    def on_validation_start(self) -> None:
-        """Called when validation begins."""
-
-    @plain
-    def on_validation_end(self) -> None:
-        """Called when validation ends."""
-
-    @plain
-    def on_test_start(self) -> None:
-        """Called when the test begins."""
-
-    @plain
-    def on_test_end(self) -> None:
-        """Called when the test ends."""
-
-    @plain
-    def on_predict_start(self) -> None:
-        """Called when prediction begins."""
-
-    @plain
-    def on_predict_end(self) -> None:
-        """Called when prediction ends."""
-
-    @plain
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Called before each training step."""
-
-    @plain
-    def on_exception(self, exception: BaseException) -> None:
-        """Called when the run ends by an exception."""
+    def explain(self, error: BaseException) -> BaseException:
+        """The exception that ended a run, or a better one in its place."""
+        return error

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from fulmen.fabric import collectives
 from fulmen.fabric.precision import Precision
 from fulmen.fabric.strategies.base import Strategy
 
@@ -52,20 +51,19 @@ class SingleDeviceStrategy(Strategy):
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """The tensor itself."""
-        return collectives.reduce(tensor, group, reduce_op)
+        return tensor
 
     def barrier(self, name: str | None = None) -> None:
         """Nobody to wait for."""
-        collectives.barrier(name)
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """The object itself."""
-        return collectives.broadcast(obj, src)
+        return obj
 
     def all_gather(self, tensor: Any, group: Any = None, sync_grads: bool = False) -> Any:
         """The tensor itself."""
-        return collectives.all_gather(tensor, group, sync_grads)
+        return tensor
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """The decision itself."""
-        return collectives.reduce_boolean_decision(decision, all)
+        return decision

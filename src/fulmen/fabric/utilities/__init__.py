@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fulmen.checkpoint.hyperparameters import AttributeDict
     from fulmen.data.loaders import suggested_max_num_workers
     from fulmen.fabric.utilities.apply_func import move_data_to_device
+    from fulmen.fabric.utilities.distributed import is_shared_filesystem
     from fulmen.fabric.utilities.enums import LightningEnum
     from fulmen.fabric.utilities.spike import SpikeDetection
     from fulmen.fabric.utilities.throughput import Throughput, ThroughputMonitor, get_available_flops, measure_flops
@@ -28,6 +29,7 @@ __all__ = [
     "ThroughputMonitor",
     "disable_possible_user_warnings",
     "get_available_flops",
+    "is_shared_filesystem",
     "measure_flops",
     "move_data_to_device",
     "rank_zero_deprecation",
@@ -45,6 +47,7 @@ _MODULE_OF = {
     "ThroughputMonitor": "fulmen.fabric.utilities.throughput",
     "disable_possible_user_warnings": "fulmen.ranks",
     "get_available_flops": "fulmen.fabric.utilities.throughput",
+    "is_shared_filesystem": "fulmen.fabric.utilities.distributed",
     "measure_flops": "fulmen.fabric.utilities.throughput",
     "move_data_to_device": "fulmen.fabric.utilities.apply_func",
     "rank_zero_deprecation": "fulmen.ranks",

@@ -1,13 +1,58 @@
-"""Samplers for several processes."""
+"""Several processes: samplers, and whether they see the same files."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset, DistributedSampler, Sampler
 
-__all__ = ["DistributedSamplerWrapper", "SamplerAsDataset"]
+from fulmen.paths import is_url
+
+if TYPE_CHECKING:
+    from fulmen.fabric.strategies.base import Strategy
+
+__all__ = ["DistributedSamplerWrapper", "SamplerAsDataset", "is_shared_filesystem"]
+
+_SECONDS_BETWEEN_LOOKS = 0.05
+
+
+def is_shared_filesystem(strategy: Strategy, path: str | Path | None = None, timeout: float = 3) -> bool:
+    """Whether all processes see the same files below a folder. All of them have to ask.
+
+    Rank 0 writes a file there, for which the others look; it is removed afterwards.
+
+    Args:
+        strategy: Through it the processes talk.
+        path: The folder; None: the working directory. A URL is the same for everybody.
+        timeout: Seconds to wait for the file, as a network may be slow to show it.
+    """
+    if strategy.world_size == 1 or (path is not None and is_url(path)):
+        return True
+    folder = Path.cwd() if path is None else Path(path)
+    mark = folder / strategy.broadcast(f".fulmen_{secrets.token_hex(8)}")
+    if strategy.is_global_zero:
+        with suppress(OSError):  # then nobody finds it
+            mark.touch()
+    strategy.barrier("is_shared_filesystem")
+    shared = strategy.reduce_boolean_decision(_appears(mark, timeout), all=True)
+    if strategy.is_global_zero:
+        with suppress(OSError):
+            mark.unlink()
+    return shared
+
+
+def _appears(file: Path, timeout: float) -> bool:
+    end = time.monotonic() + timeout
+    while not file.exists():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
 
 
 class SamplerAsDataset(Dataset[Any]):

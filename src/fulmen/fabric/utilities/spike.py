@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fulmen.checkpoint.store import writer
 from fulmen.errors import TrainingSpikeException
+from fulmen.paths import exists, join, read_bytes
 
 if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
@@ -138,15 +140,13 @@ class SpikeDetection:
         self._recent.extend(state_dict.get("recent", [] if self.last_val is None else [self.last_val]))
         self._seen = state_dict.get("seen", len(self._recent))
 
-    def _path(self, fabric: Any) -> Path:
+    def _path(self, fabric: Any) -> str:
         if self.exclude_batches_path is None:
-            self.exclude_batches_path = Path(getattr(fabric, "default_root_dir", os.getcwd())) / "skip_batches.json"
-        return Path(self.exclude_batches_path)
+            self.exclude_batches_path = join(getattr(fabric, "default_root_dir", os.getcwd()), "skip_batches.json")
+        return os.fspath(self.exclude_batches_path)
 
-    def _write(self, path: Path) -> None:
+    def _write(self, path: str) -> None:
         """Adds the batches to those that the file already names, from a run before this one."""
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        complete = path.with_name(f"{path.name}.part")
-        complete.write_text(json.dumps(list(dict.fromkeys([*known, *self.bad_batches]))), encoding="utf-8")
-        complete.replace(path)
+        known = json.loads(read_bytes(path)) if exists(path) else []
+        with writer(path) as stream:
+            stream.write(json.dumps(list(dict.fromkeys([*known, *self.bad_batches]))).encode())

@@ -1,0 +1,25 @@
+"""Precisions: in which floating point type a module computes, and what that asks of the loss and the optimizer."""
+
+from __future__ import annotations
+
+from fulmen.fabric.precision.base import Precision
+from fulmen.fabric.precision.bitsandbytes import BitsandbytesPrecision
+from fulmen.fabric.precision.deepspeed import DeepSpeedPrecision
+from fulmen.fabric.precision.fsdp import FSDPPrecision
+from fulmen.fabric.precision.mixed import MixedPrecision
+from fulmen.fabric.precision.transformer_engine import TransformerEnginePrecision
+from fulmen.fabric.precision.true import DoublePrecision, HalfPrecision
+from fulmen.fabric.precision.xla import XLABf16Precision, XLAPrecision
+
+__all__ = [
+    "BitsandbytesPrecision",
+    "DeepSpeedPrecision",
+    "DoublePrecision",
+    "FSDPPrecision",
+    "HalfPrecision",
+    "MixedPrecision",
+    "Precision",
+    "TransformerEnginePrecision",
+    "XLABf16Precision",
+    "XLAPrecision",
+]

@@ -1,0 +1,1 @@
+"""What a training step gives back, and the closure that optimizers call for it."""

@@ -1,0 +1,76 @@
+"""The plugins, under the names users import."""
+
+from __future__ import annotations
+
+from fulmen.fabric.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+)
+from fulmen.plugins.io import (
+    AsyncCheckpointIO,
+    CheckpointIO,
+    HPUCheckpointIO,
+    TorchCheckpointIO,
+    XLACheckpointIO,
+)
+from fulmen.plugins.layer_sync import LayerSync, TorchSyncBatchNorm
+from fulmen.plugins.precision import (
+    BitsandbytesPrecision,
+    BitsandbytesPrecisionPlugin,
+    DeepSpeedPrecision,
+    DeepSpeedPrecisionPlugin,
+    DoublePrecision,
+    DoublePrecisionPlugin,
+    FSDPMixedPrecisionPlugin,
+    FSDPPrecision,
+    FSDPPrecisionPlugin,
+    HalfPrecision,
+    HalfPrecisionPlugin,
+    HPUPrecisionPlugin,
+    MixedPrecision,
+    MixedPrecisionPlugin,
+    Precision,
+    PrecisionPlugin,
+    TPUBf16PrecisionPlugin,
+    TPUPrecisionPlugin,
+    TransformerEnginePrecision,
+    TransformerEnginePrecisionPlugin,
+    XLABf16PrecisionPlugin,
+    XLAPrecision,
+    XLAPrecisionPlugin,
+)
+
+__all__ = [
+    "AsyncCheckpointIO",
+    "BitsandbytesPrecision",
+    "BitsandbytesPrecisionPlugin",
+    "CheckpointIO",
+    "ClusterEnvironment",
+    "DeepSpeedPrecision",
+    "DeepSpeedPrecisionPlugin",
+    "DoublePrecision",
+    "DoublePrecisionPlugin",
+    "FSDPMixedPrecisionPlugin",
+    "FSDPPrecision",
+    "FSDPPrecisionPlugin",
+    "HPUCheckpointIO",
+    "HPUPrecisionPlugin",
+    "HalfPrecision",
+    "HalfPrecisionPlugin",
+    "LayerSync",
+    "LightningEnvironment",
+    "MixedPrecision",
+    "MixedPrecisionPlugin",
+    "Precision",
+    "PrecisionPlugin",
+    "TPUBf16PrecisionPlugin",
+    "TPUPrecisionPlugin",
+    "TorchCheckpointIO",
+    "TorchSyncBatchNorm",
+    "TransformerEnginePrecision",
+    "TransformerEnginePrecisionPlugin",
+    "XLABf16PrecisionPlugin",
+    "XLACheckpointIO",
+    "XLAPrecision",
+    "XLAPrecisionPlugin",
+]
