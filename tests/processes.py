@@ -52,7 +52,14 @@ from fulmen import ranks
 
 __all__ = ["RanksFailed", "run_ranks"]
 
-_IMPORTED_ONCE = ["fulmen.trainer", "fulmen.fabric", "pytest", "hypothesis", "torch.distributed"]
+_IMPORTED_ONCE = [
+    "fulmen.trainer",
+    "fulmen.fabric",
+    "fulmen.checkpoint.shards",
+    "pytest",
+    "hypothesis",
+    "torch.distributed.fsdp",
+]
 _SECONDS_AFTER_A_FAILURE = 2.0
 _SECONDS_TO_SAY_WHERE = 0.3
 

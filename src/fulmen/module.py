@@ -492,7 +492,7 @@ class LightningModule(Exporting, ModuleHooks, DataHooks, CheckpointHooks, Hyperp
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        state["_trainer"] = state["_fabric"] = None
+        state["_trainer"] = state["_fabric"] = state["_device_mesh"] = None
         state["_fabric_optimizers"] = []
         # A copy calls its own methods; those that were compiled here are bound to this module.
         for name, before in state.pop(COMPILED, {}).items():

@@ -24,6 +24,14 @@ def set_up_owners(trainer: Trainer) -> None:
         trainer._call_module("configure_model")
 
 
+def share_versions(trainer: Trainer) -> None:
+    """Lets all processes take the versions that rank 0 finds for its loggers, before it makes their folders."""
+    if trainer.world_size > 1:
+        for logger in trainer.loggers:
+            if hasattr(logger, "share_version"):
+                logger.share_version(trainer.strategy.broadcast)
+
+
 def prepare_data(trainer: Trainer) -> None:
     """Lets datamodule and module fetch their data: on one process of each machine, or of all; the others wait."""
     for owner in (trainer.data.datamodule, trainer.lightning_module):

@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
 
+def agree(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
+    """As ``choose``; of several processes all get what rank 0 finds, or its exception."""
+    if trainer.world_size == 1:
+        return choose(trainer, ckpt_path, model_given)
+    path: str | None = None
+    error: Exception | None = None
+    try:
+        path = choose(trainer, ckpt_path, model_given)
+    except Exception as problem:
+        error = problem
+    path, error = trainer.strategy.broadcast((path, error))
+    if error is not None:
+        raise error
+    return path
+
+
 def choose(trainer: Trainer, ckpt_path: Any, model_given: bool) -> str | None:
     """The path of the checkpoint to load, None to load none.
 

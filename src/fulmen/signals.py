@@ -1,15 +1,23 @@
-"""Signals during a run: the handlers set a flag, the loop acts on it after the batch under way."""
+"""Signals during a run: the handlers set a flag, the loop acts on it after the batch under way.
+
+Of several processes all leave after the same batch, also if only one has got the signal. They find out which through
+the watch (``fabric/watch/leaving.py``), and exchange nothing before.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fulmen.ranks import rank_zero_info
+
+if TYPE_CHECKING:
+    from fulmen.fabric.watch.leaving import Leaving
 
 
 class Signals:
@@ -19,6 +27,8 @@ class Signals:
         sigterm: Whether SIGTERM has come.
         received: Whether either has come: the run is asked to leave.
         sigint: Whether Ctrl-C was pressed. A second one raises KeyboardInterrupt at once.
+        leaves: Whether the run has been left for one of them.
+        together: Whether all processes have left it after the same batch.
     """
 
     def __init__(self) -> None:
@@ -26,11 +36,13 @@ class Signals:
         self.sigint = False
         self.received = False
         self.closing = False
+        self.leaves = self.together = False
+        self._leaving: Leaving | None = None
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
     def __enter__(self) -> Signals:
-        self.sigterm = self.sigint = self.received = self.closing = False
+        self.sigterm = self.sigint = self.received = self.closing = self.leaves = self.together = False
         # Python delivers signals to the main thread only, and only it may install handlers.
         self._process = os.getpid()
         if threading.current_thread() is threading.main_thread():
@@ -43,18 +55,69 @@ class Signals:
         self.closing = error is not None
         if error is None:
             self.restore()
+            self.leaves = self.sigint
             if self.sigint:  # it came too late for the loop to act on it
                 raise KeyboardInterrupt
 
+    def share(self, leaving: Leaving | None, begun: Callable[[], int]) -> None:
+        """From here on a signal to one process is one to all.
+
+        Args:
+            leaving: Through which the processes agree; None for one process.
+            begun: How many batches have begun.
+        """
+        self._leaving = leaving
+        if leaving is not None:
+            leaving.begin(self._on_ask, begun)
+
+    def goes_on(self, begun: int, in_step: bool) -> bool:
+        """Whether the run goes on for a while, although it was asked to end.
+
+        Args:
+            begun: How many batches have begun, all of which are done.
+            in_step: Whether all processes come to this point after the same batches.
+        """
+        self.leaves = True
+        if self._leaving is None:
+            return False
+        if not in_step:
+            self._leaving.ask(self._reason)
+            return False
+        after = self._leaving.agree(self._reason)
+        self.leaves = after is None or begun >= after
+        self.together = self.leaves and after is not None
+        return not self.leaves
+
+    @property
+    def _reason(self) -> str:
+        return "SIGINT" if self.sigint else "SIGTERM"
+
+    def _on_ask(self, reason: str) -> None:
+        """Another process has got a signal (called in another thread)."""
+        if reason == "SIGINT":
+            self.sigint = True
+        else:
+            self.sigterm = True
+        self.received = True
+
     def restore(self) -> None:
         """Puts the former handlers back. After an exception this is the caller's to do, when all is saved."""
+        if self._leaving is not None:
+            self._leaving.end()
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before = {}
 
-    def killed_worker(self, error: BaseException) -> bool:
-        """Whether ``error`` is torch's about a loader's worker that the SIGTERM of this run has reached as well."""
-        return self.sigterm and isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    def caused(self, error: BaseException) -> bool:
+        """Whether ``error`` is torch's about something that the SIGTERM of this run has reached as well.
+
+        That is a loader's worker, or another process that this one waits for in an evaluation.
+        """
+        if not self.sigterm or not isinstance(error, RuntimeError):
+            return False
+        from fulmen.fabric.watch import comes_from_another
+
+        return str(error).startswith("DataLoader worker (pid") or comes_from_another(error)
 
     def _install(self, number: signal.Signals, handler: Any) -> None:
         self._before[number] = signal.getsignal(number)

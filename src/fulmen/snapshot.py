@@ -20,6 +20,7 @@ from fulmen.fabric.seed import capture_random
 from fulmen.loops.fit import FitLoop, check_epoch_limit
 from fulmen.progress import Progress
 from fulmen.ranks import rank_zero_warn
+from fulmen.states import RestartStage
 
 if TYPE_CHECKING:
     from fulmen.callback import Callback
@@ -239,4 +240,24 @@ def restore_fit(fit: FitLoop, state: dict[str, Any], checkpoint: dict[str, Any],
         "is_last": state.get("epoch_loop.batch_progress", {}).get("is_last_batch"),
     }
     position = ours.get("fit", theirs)
+    batches = fit.batch_progress.current
+    in_batch_end = batches.completed < batches.processed
     fit.load_position({**position, "random": ours.get("random")}, manual)
+    fit.restart_stage = restart_stage(fit, in_batch_end, bool(theirs["is_last"]))
+
+
+def restart_stage(fit: FitLoop, in_batch_end: bool, on_last: bool) -> RestartStage:
+    """Where a fit goes on whose position has been loaded.
+
+    Args:
+        fit: The loop.
+        in_batch_end: Whether the checkpoint was taken at the end of a batch.
+        on_last: Whether that was the last one of its epoch.
+    """
+    if not fit.resumed:
+        if not fit.epoch_progress.current.processed:
+            return RestartStage.RESTARTED_ON_EPOCH_START
+        return RestartStage.RESTARTED_ON_EPOCH_END if fit.plateau_pending else RestartStage.RESUMED_ON_EPOCH_END
+    if in_batch_end:
+        return RestartStage.RESTARTED_ON_LAST if on_last else RestartStage.RESTARTED_ON_TRAIN_BATCH_END
+    return RestartStage.RESTARTED_MID_EVALUATION if fit.validation_pending else RestartStage.RESTARTED_MID_EPOCH

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from fulmen.data.combined import CombinedLoader, flatten, map_leaves
 from fulmen.data.feed import Feed, without_shuffle
 from fulmen.data.loaders import complete_copy
+from fulmen.data.shard import refuse_uneven, sharded
 from fulmen.datahooks import DataHooks
 from fulmen.datamodule import LightningDataModule
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
+from fulmen.fabric import distributed
 from fulmen.fabric.overriding import overrides as plugin_overrides
 from fulmen.hooks import opened, overrides
 from fulmen.loops.signature import takes_dataloader_iter
@@ -96,10 +98,19 @@ class DataSources:
         trainer = self.trainer
         if trainer.overfit_batches and stage in ("train", "validate") and trainer.state.fn == "fit":
             loaders = without_shuffle(loaders)
+        prepare = partial(self._prepare, even=stage == "train")
         if isinstance(loaders, CombinedLoader):
-            loaders.flattened = [trainer.strategy.process_dataloader(leaf) for leaf in loaders.flattened]
+            loaders.flattened = list(map(prepare, loaders.flattened))
             return loaders
-        return map_leaves(trainer.strategy.process_dataloader, loaders)
+        return map_leaves(prepare, loaders)
+
+    def _prepare(self, loader: Any, even: bool) -> Any:
+        """A loader as the strategy needs it: of several ranks each gets its share of the data."""
+        strategy = self.trainer.strategy
+        share = strategy.distributed_sampler_kwargs if self.trainer.use_distributed_sampler else None
+        if share is not None:
+            loader = sharded(loader, share["num_replicas"], share["rank"], even=even)
+        return strategy.process_dataloader(loader)
 
     def feed(self, stage: str) -> Feed:
         """The feed of a loop that takes all loaders at once: training."""
@@ -109,7 +120,10 @@ class DataSources:
                 "`Trainer.fit` cannot train on a CombinedLoader of mode 'sequential'. Use 'min_size', 'max_size' or"
                 " 'max_size_cycle', or chain the datasets with `torch.utils.data.ConcatDataset`."
             )
-        return self._make_feed(loaders, stage)
+        feed = self._make_feed(loaders, stage)
+        if self.trainer.world_size > 1:
+            refuse_uneven(distributed.all_gather_object(feed.num_batches, name="lengths of the train loaders"), stage)
+        return feed
 
     def evaluation_feeds(self, stage: str, own: bool) -> tuple[list[Feed], bool]:
         """The feeds of an evaluation or prediction, one for each loader, and whether there are several.
@@ -138,6 +152,8 @@ class DataSources:
         limit = getattr(self.trainer, f"limit_{name}_batches")
         reloading = name in ("train", "val") and self.trainer.reload_dataloaders_every_n_epochs > 0
         make = partial(Feed, loaders, limit=limit, name=name, limited_by=limited_by, reloading=reloading)
+        if self.trainer.world_size > 1:
+            make = partial(make, sum_over_ranks=_sum_over_ranks, allow_zero_length=self._allows_zero_length)
         if takes_dataloader_iter(getattr(self.trainer.lightning_module, STEP_OF[stage])):
             return make()
         transfer = self.transfer()
@@ -146,6 +162,11 @@ class DataSources:
             return transfer(batch, loader)
 
         return make(transfer=to_loader if loader else transfer)
+
+    @property
+    def _allows_zero_length(self) -> bool:
+        owners = (self.trainer.lightning_module, self.datamodule)
+        return any(getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False) for owner in owners)
 
     # ------------------------------------------------------------------------------------------------ transfer
 
@@ -234,6 +255,10 @@ class DataSources:
                 " Lower it to see the curve.",
                 category=PossibleUserWarning,
             )
+
+
+def _sum_over_ranks(number: int) -> int:
+    return sum(distributed.all_gather_object(number, name="lengths of the loaders"))
 
 
 def collection_of(loaders: Any) -> Any:

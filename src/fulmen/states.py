@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fulmen.types import CaselessEnum
 
-__all__ = ["RunningStage", "TrainerFn", "TrainerState", "TrainerStatus"]
+__all__ = ["RestartStage", "RunningStage", "TrainerFn", "TrainerState", "TrainerStatus"]
 
 
 class TrainerStatus(CaselessEnum):
@@ -50,6 +50,27 @@ class RunningStage(CaselessEnum):
     def dataloader_prefix(self) -> str:
         """The first part of `<prefix>_dataloader`, the hook this stage's data come from."""
         return "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
+
+
+class RestartStage(CaselessEnum):
+    """Where in the loops a fit went on from its checkpoint."""
+
+    NONE = "none"
+    """Nowhere: it began at the beginning."""
+    RESTARTED_ON_EPOCH_START = "restarted_on_epoch_start"
+    """At the first epoch, of which no batch had been trained."""
+    RESTARTED_MID_EPOCH = "restarted_mid_epoch"
+    """Within an epoch, after a batch or the validation that followed it."""
+    RESTARTED_ON_TRAIN_BATCH_END = "restarted_on_train_batch_end"
+    """At the end of a batch, of which what follows the step is made up for."""
+    RESTARTED_ON_LAST = "restarted_on_last"
+    """At the end of an epoch's last batch, likewise."""
+    RESTARTED_MID_EVALUATION = "restarted_mid_evaluation"
+    """In a validation, which begins anew."""
+    RESTARTED_ON_EPOCH_END = "restarted_on_epoch_end"
+    """At the end of an epoch, of which schedulers that wait for it are made up for."""
+    RESUMED_ON_EPOCH_END = "resumed_on_epoch_end"
+    """After a whole epoch, with the next one."""
 
 
 @dataclass

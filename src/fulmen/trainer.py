@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ import torch
 
 from fulmen import assemble, resume, settings, snapshot
 from fulmen.book import Book, SilentBook
+from fulmen.clock import Clock
 from fulmen.compiled import keep_logging_out
 from fulmen.describe import describe
 from fulmen.errors import SIGTERMException
+from fulmen.fabric import distributed
 from fulmen.fabric.plan import resolve
 from fulmen.hooks import HookTable, compile_hooks, opened
 from fulmen.hparams import clean_namespace
@@ -33,7 +35,7 @@ from fulmen.loops.predict import PredictionLoop
 from fulmen.loops.sanity import sanity_check
 from fulmen.module import LightningModule
 from fulmen.optim import LightningOptimizer, configure, wrapped
-from fulmen.owners import set_up_owners
+from fulmen.owners import set_up_owners, share_versions
 from fulmen.publish import Publisher
 from fulmen.ranks import rank_zero_info, show_information
 from fulmen.signals import Signals
@@ -171,6 +173,7 @@ class Trainer(Publisher):
         self.signals = Signals()
         self.timings: dict[str, float] = {}
         self.instruments = Instruments(self)
+        self.clock = Clock(self)
         self.should_stop = False
         self.lightning_optimizers: list[LightningOptimizer] = []
         self.user_ckpt_path = self._loaded_from = self._newest_checkpoint = None
@@ -328,6 +331,7 @@ class Trainer(Publisher):
             self._ready(checkpoint, weights_only)
             del checkpoint
             with self.signals:
+                self.signals.share(self.strategy.leaving, self.fit_loop.count_begun)
                 if stage == RunningStage.TRAINING:
                     sanity_check(self)
                     with torch.autograd.set_detect_anomaly(self.detect_anomaly):
@@ -339,15 +343,14 @@ class Trainer(Publisher):
             self._finish()
             return result
         except KeyboardInterrupt as error:
-            self.strategy.explain(error)
-            self._fail(error)
+            self._fail(self._explain(error))
             tell_notes(error, "Interrupted by Ctrl-C.")
             sys.exit(1)
         except BaseException as error:
             show_user_first(error, self)
-            explained = self.strategy.explain(error)
+            explained = self._explain(error)
             self._fail(explained)
-            if self.signals.killed_worker(error):
+            if self.signals.caused(error):
                 tell_notes(error, "Ended by SIGTERM.")
                 raise SIGTERMException from error
             if isinstance(error, SystemExit):
@@ -371,6 +374,7 @@ class Trainer(Publisher):
             resolve_epochs(self)
             self.fit_loop.start_over()
             self._newest_checkpoint = None
+        self.clock.start_over()
         clean_namespace(module.hparams)
         self.strategy.connect(module)
         self.strategy.place = partial(place, self)
@@ -391,8 +395,8 @@ class Trainer(Publisher):
         self.recompile_hooks()
         verify(self, self.lightning_module)
         self.strategy.setup_environment()
-        path = self.strategy.broadcast(resume.choose(self, ckpt_path, model_given))
-        self._loaded_from = path
+        share_versions(self)
+        self._loaded_from = path = resume.agree(self, ckpt_path, model_given)
         self.instruments.begin_profile()
         self._set_up_owners()
         checkpoint = None
@@ -438,17 +442,24 @@ class Trainer(Publisher):
         self.book.close()
         self.state.status, self.state.stage = TrainerStatus.FINISHED, None
 
+    def _explain(self, error: BaseException) -> BaseException:
+        """The exception that ended the run, or that of another process from which it follows."""
+        by_signal = self.signals.leaves or self.signals.caused(error)
+        return error if by_signal else self.strategy.explain(error)
+
     def _fail(self, error: BaseException) -> None:
         """Ends a run that an exception has ended; what fails meanwhile is noted on it, and does not hide it."""
         self.state.status = TrainerStatus.INTERRUPTED
         ends: list[Callable[[], Any]] = [partial(call, error) for call in self.hooks.on_exception]
         ends += [partial(logger.finalize, "failed") for logger in self.loggers]
         ends += [*self._releases(), self.instruments.end_profile, partial(resume.note_newest, self, error)]
-        for end in ends:
-            try:
-                end()
-            except BaseException as second:
-                error.add_note(f"While this was handled, {type(second).__name__} was raised: {second}")
+        # others may be gone, or somewhere else: nothing here waits for them, unless all have left together
+        with nullcontext() if self.signals.together else distributed.alone():
+            for end in ends:
+                try:
+                    end()
+                except BaseException as second:
+                    error.add_note(f"While this was handled, {type(second).__name__} was raised: {second}")
         self.book.close()
         self.state.stage = None
 
@@ -476,7 +487,15 @@ class Trainer(Publisher):
         self.lightning_optimizers = wrapped(self.strategy.optimizers, self.lightning_module)
 
     def leave_on_signal(self) -> None:
-        """Ends the run at a safe point after SIGTERM or Ctrl-C."""
+        """Ends the run at a safe point after SIGTERM or Ctrl-C; with several processes it may be a later one.
+
+        They are not in step in an evaluation, so that the one inside fit is brought to its end.
+        """
+        in_fit = self.state.fn == TrainerFn.FITTING
+        if in_fit and self.evaluating and self.world_size > 1:
+            return
+        if self.signals.goes_on(self.fit_loop.count_begun(), in_step=in_fit):
+            return
         if self.signals.sigint:
             raise KeyboardInterrupt
         raise SIGTERMException
@@ -497,6 +516,11 @@ class Trainer(Publisher):
             raise AttributeError(
                 "`Trainer.save_checkpoint` saves a run, but no model is attached. Call it after `fit` (or validate,"
                 " test)."
+            )
+        if distributed.is_alone() and self.strategy.saves_together:
+            raise RuntimeError(
+                f"The checkpoint {str(filepath)!r} was not written: the state is spread over {self.world_size}"
+                " processes, which do not work together any more after a failure."
             )
         # a checkpoint may be taken in the middle of a hook, in which `self.log` works again afterwards
         checkpoint = opened(self.book, "on_save_checkpoint", snapshot.dump)(self, bool(weights_only))

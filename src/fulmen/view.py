@@ -19,6 +19,7 @@ from fulmen.states import RunningStage, TrainerState
 if TYPE_CHECKING:
     from fulmen.book import Book
     from fulmen.callback import Callback
+    from fulmen.clock import Clock
     from fulmen.fabric.plan import Plan
     from fulmen.fabric.strategies.base import Strategy
     from fulmen.hooks import HookTable
@@ -55,6 +56,7 @@ class TrainerView:
     hooks: HookTable
     data: DataSources
     signals: Signals
+    clock: Clock
     callbacks: list[Callback]
     fit_loop: FitLoop
     validate_loop: EvaluationLoop
@@ -411,17 +413,14 @@ class TrainerView:
 
     @property
     def log_dir(self) -> str | None:
-        """Where the first logger writes; ``default_root_dir`` without loggers."""
+        """Where the first logger writes; ``default_root_dir`` without loggers. In a run the same on all processes."""
         from fulmen.loggers import CSVLogger, TensorBoardLogger
 
         if not self._loggers:
-            folder = self.default_root_dir
-        elif isinstance(self._loggers[0], (TensorBoardLogger, CSVLogger)):
-            folder = self._loggers[0].log_dir
-        else:
-            folder = self._loggers[0].save_dir
-        found: str | None = self.strategy.broadcast(folder)
-        return found
+            return self.default_root_dir
+        first = self._loggers[0]
+        folder: str | None = first.log_dir if isinstance(first, (TensorBoardLogger, CSVLogger)) else first.save_dir
+        return folder
 
     @property
     def _results(self) -> Results | None:

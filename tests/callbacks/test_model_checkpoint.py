@@ -628,7 +628,7 @@ def test_the_same_callback_in_another_run_saves_at_the_same_step(fit, scripted, 
 
 def test_time_counts_from_the_start_of_training_and_then_from_each_save(fit, scripted, tmp_path, monkeypatch) -> None:
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr(model_checkpoint, "time", clock)
+    monkeypatch.setattr("fulmen.clock.time", clock)
 
     class Ticking(scripted):
         def on_fit_start(self) -> None:

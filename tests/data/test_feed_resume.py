@@ -24,6 +24,7 @@ from torch.utils.data import (
 )
 
 from fulmen.data import CombinedLoader, Feed
+from fulmen.data.shard import replicas_of
 from fulmen.errors import PossibleUserWarning
 
 SIZE = 22
@@ -132,7 +133,7 @@ def uninterrupted(make: Make) -> list[list[Any]]:
 
 
 def interrupt(make: Make, after: int) -> tuple[dict[str, Any], Tensor, Any, int]:
-    """Stop in epoch 1; what a checkpoint holds then, and how many samples were given."""
+    """Stop in epoch 1; what a checkpoint holds then, and how many samples were given on all ranks."""
     generator = seed_all()
     feed = Feed(make(generator))
     for _ in feed.start(0):
@@ -140,7 +141,7 @@ def interrupt(make: Make, after: int) -> tuple[dict[str, Any], Tensor, Any, int]
     samples = 0
     batches = feed.start(1)
     for _ in range(after):
-        samples += len(numbers(next(batches)))
+        samples += replicas_of(feed.loaders) * len(numbers(next(batches)))
         torch.rand(1)
     state = through_a_file(feed.state_dict())
     assert (state["epoch"], state["batches"], state["samples"]) == (1, after, samples)

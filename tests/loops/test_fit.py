@@ -170,7 +170,7 @@ def test_time_is_counted_from_the_end_of_the_last_validation(
     fit: Any, ValNet: Any, data: Any, diary: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("fulmen.loops.fit.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("fulmen.clock.time.monotonic", lambda: clock[0])
 
     class Slow(ValNet):
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fulmen.callback import Callback
-from fulmen.callbacks.monitor import missing_metric, validates_once_an_epoch
+from fulmen.callbacks.monitor import is_logged, missing_metric, validates_once_an_epoch
 from fulmen.errors import MisconfigurationException
 from fulmen.ranks import rank_prefixed_message, rank_zero_info, rank_zero_warn
 from fulmen.states import TrainerFn
@@ -159,18 +159,30 @@ class EarlyStopping(Callback):
 
     def _check(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
+        if not is_logged(type(self).__name__, self.monitor, metrics, trainer):
             self._report_missing(metrics)
             return
         reason, message = self.judge(metrics[self.monitor])
-        stops = trainer.strategy.reduce_boolean_decision(reason is not EarlyStoppingReason.NOT_STOPPED, all=False)
+        here = reason is not EarlyStoppingReason.NOT_STOPPED
+        stops = trainer.strategy.reduce_boolean_decision(here, all=False)
         trainer.should_stop = trainer.should_stop or stops
+        if stops and trainer.world_size > 1:
+            reason, message = self._share(trainer, here, reason, message)
         if stops:
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason = reason
             self.stopping_reason_message = message or None
         if message and (self.verbose or stops):
             self._report(trainer, message)
+
+    def _share(
+        self, trainer: Trainer, here: bool, reason: EarlyStoppingReason, message: str
+    ) -> tuple[EarlyStoppingReason, str]:
+        """The reason of the first process that has one: those whose metric gave none stop, too."""
+        first = torch.tensor(trainer.global_rank if here else trainer.world_size, device=trainer.strategy.root_device)
+        source = int(trainer.strategy.reduce(first, None, "min"))
+        shared: tuple[EarlyStoppingReason, str] = trainer.strategy.broadcast((reason, message), source)
+        return shared
 
     def judge(self, current: Tensor) -> tuple[EarlyStoppingReason, str]:
         """Decides about the next value of the metric and remembers it if it is the best so far.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import weakref
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fulmen.callbacks.checkpoint import Checkpoint
-from fulmen.callbacks.monitor import missing_metric, validates_once_an_epoch
+from fulmen.callbacks.monitor import is_logged, missing_metric, validates_once_an_epoch
 from fulmen.callbacks.ranking import (
     admits,
     best_of,
@@ -262,7 +261,8 @@ class ModelCheckpoint(Checkpoint):
         self._saved_step = 0
         self._due_step = trainer.global_step
         self._put_off = self._has_validated = False
-        self._checked_time = time.monotonic()
+        if self._train_time_interval is not None:
+            self._checked_time = trainer.clock.now(fresh=True)
         if self._counts_in_loop:
             assert self._every is not None
             trainer.fit_loop.watch(self._every)
@@ -279,8 +279,7 @@ class ModelCheckpoint(Checkpoint):
         """Saves by steps or time; leaves it to ``on_validation_end`` if a validation comes first."""
         if self._is_off(trainer) or not self._is_batch_due(trainer):
             return
-        is_missing = self.monitor is not None and self.monitor not in self._metrics(trainer)
-        if is_missing or _validation_follows(trainer, batch_idx):
+        if not self._is_monitored(trainer) or trainer.fit_loop.validation_follows(batch_idx):
             self._put_off = True
         else:
             self._save(trainer)
@@ -292,7 +291,7 @@ class ModelCheckpoint(Checkpoint):
         self._has_validated = True
         if self._put_off:
             # A monitor that is still missing may be logged at the end of the training epoch.
-            if self.monitor is None or self.monitor in self._metrics(trainer):
+            if self._is_monitored(trainer):
                 self._save(trainer)
         elif self._is_epoch_due(trainer) and not self._saves_at_epoch_end(trainer):
             self._save(trainer)
@@ -329,10 +328,8 @@ class ModelCheckpoint(Checkpoint):
         if step == self._due_step:  # a batch that only accumulated
             return False
         if self._train_time_interval is not None:
-            now = time.monotonic()
-            is_due = now - self._checked_time >= self._train_time_interval.total_seconds()
-            # Clocks differ between ranks; all have to save at the same batch, by rank 0's.
-            if not trainer.strategy.reduce_boolean_decision(is_due and trainer.is_global_zero, all=False):
+            now = trainer.clock.now()
+            if now - self._checked_time < self._train_time_interval.total_seconds():
                 return False
             self._checked_time = now
         elif self._counts_in_loop:
@@ -363,6 +360,10 @@ class ModelCheckpoint(Checkpoint):
             metrics[name] = metrics[name].int() if name in metrics else torch.tensor(count)
         return metrics
 
+    def _is_monitored(self, trainer: Trainer) -> bool:
+        """Whether there is a score, if one is wanted."""
+        return self.monitor is None or is_logged(type(self).__name__, self.monitor, self._metrics(trainer), trainer)
+
     def _save(self, trainer: Trainer) -> None:
         """Saves if the state of the model is worth it: the newest, or one of the best."""
         self._put_off = False
@@ -389,7 +390,8 @@ class ModelCheckpoint(Checkpoint):
 
     def _save_best(self, trainer: Trainer, metrics: dict[str, Tensor]) -> tuple[str, str] | None:
         """Saves if the monitored score is among the best; returns as ``_save_newest``, None if it is not."""
-        if self.monitor not in metrics:
+        assert self.monitor is not None
+        if not self._is_monitored(trainer):
             self._report_missing(metrics)
             return None
         where = f"Epoch {trainer.current_epoch}, global step {trainer.global_step}"
@@ -398,6 +400,7 @@ class ModelCheckpoint(Checkpoint):
             if self.verbose:
                 rank_zero_info(f"{where}: {self.monitor!r} was not in top {self.save_top_k}")
             return None
+        score = trainer.strategy.broadcast(score)  # scores and paths are rank 0's, whose checkpoint holds them
         displaced = displaced_by_next(self.best_k_models, self.save_top_k, self.mode)
         path = self._free_path(trainer, metrics, displaced)
         changes = self._ranked(path, score)
@@ -480,10 +483,12 @@ class ModelCheckpoint(Checkpoint):
         self, trainer: Trainer, path: str, metrics: dict[str, Tensor], filename: str | None, displaced: str
     ) -> str:
         version = self.STARTING_VERSION
-        while self._enable_version_counter and path != displaced and self.file_exists(path, trainer):
+        counts = self._enable_version_counter and trainer.is_global_zero
+        while counts and path != displaced and exists(path):
             path = self.format_checkpoint_name(metrics, filename, ver=version)
             version += 1
-        return path
+        decided: str = trainer.strategy.broadcast(path)
+        return decided
 
     def _remove(self, trainer: Trainer, path: str) -> None:
         """Removes a checkpoint, if it is one of ours and not what this run started from."""
@@ -574,12 +579,6 @@ def _never_due(callback: ModelCheckpoint, trainer: Trainer) -> str | None:
             f" `{name}(save_on_train_epoch_end=True)` to save at the end of an epoch."
         )
     return never_due(name, "every_n_epochs", Every(epochs=callback._every_n_epochs), reach, result, unit="epochs")
-
-
-def _validation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the loop validates after this batch; rank 0's answer, since it may depend on the clock."""
-    fit = trainer.fit_loop
-    return bool(trainer.strategy.broadcast(fit.validates and fit.validation_due(batch_idx)))
 
 
 def _is_inside(path: str, directory: str) -> bool:

@@ -3,13 +3,43 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fulmen.errors import MisconfigurationException
+from fulmen.fabric.distributed import is_alone
 
 if TYPE_CHECKING:
     from fulmen.trainer import Trainer
 
-__all__ = ["missing_metric", "validates_once_an_epoch"]
+__all__ = ["is_logged", "missing_metric", "validates_once_an_epoch"]
+
+
+def is_logged(callback: str, monitor: str, metrics: Mapping[str, Any], trainer: Trainer) -> bool:
+    """Whether a monitored metric is there, which all processes have to agree on. All of them must ask.
+
+    Args:
+        callback: Name of the callback's class.
+        monitor: The name that is looked for.
+        metrics: Those of this process.
+        trainer: The run.
+
+    Raises:
+        MisconfigurationException: Only some of the processes have it.
+    """
+    is_here = monitor in metrics
+    if trainer.world_size == 1:
+        return is_here
+    having = int(trainer.strategy.reduce(torch.tensor(int(is_here), device=trainer.strategy.root_device), None, "sum"))
+    if 0 < having < trainer.world_size and not is_alone():
+        raise MisconfigurationException(
+            f"`{callback}(monitor={monitor!r})`: {having} of {trainer.world_size} processes have logged this metric;"
+            f" rank {trainer.global_rank} has{'' if is_here else ' not'}. Log it on all of them:"
+            f" `self.log({monitor!r}, value, sync_dist=True)`."
+        )
+    return is_here
 
 
 def missing_metric(callback: str, monitor: str, available: Iterable[str]) -> str:

@@ -62,6 +62,7 @@ class Timer(Callback):
         self._start: dict[RunningStage, float] = {}
         self._end: dict[RunningStage, float] = {}
         self._before_resume = 0.0
+        self._began: float | None = None
         self._is_over = False
 
     def listens(self, hook: str, trainer: Trainer) -> bool:
@@ -95,12 +96,15 @@ class Timer(Callback):
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Ends a resumed run that has no time left before it begins."""
         self._is_over = False
+        self._began = None
         self._start.pop(RunningStage.TRAINING, None)
         self._check(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training begins."""
         self._begin(RunningStage.TRAINING)
+        if self._duration is not None:
+            self._began = trainer.clock.now(fresh=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training has ended."""
@@ -156,11 +160,10 @@ class Timer(Callback):
         self._end[stage] = time.monotonic()
 
     def _check(self, trainer: Trainer) -> None:
-        remaining = self.time_remaining()
-        if remaining is None:
+        if self._duration is None:
             return
-        # Clocks differ between ranks; all have to stop at the same batch, by rank 0's.
-        if not trainer.strategy.reduce_boolean_decision(remaining <= 0 and trainer.is_global_zero, all=False):
+        passed = 0.0 if self._began is None else trainer.clock.now() - self._began
+        if self._before_resume + passed < self._duration:
             return
         trainer.should_stop = True
         if self._verbose and not self._is_over:

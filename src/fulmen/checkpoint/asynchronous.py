@@ -76,7 +76,7 @@ class AsyncCheckpointIO(CheckpointIO):
         """Starts to save a checkpoint of which each process has a part, after the one before is written.
 
         What this process will write is copied to the host first; in the thread the processes talk over a group of their
-        own. What fails on one of them is raised on all.
+        own. What fails on one of them is raised on all. The wrapped IO has no part in this.
         """
         self._wait()  # so that all processes raise at the same call, and each talks to the others about one save
         failures = self._take_failures()

@@ -23,6 +23,7 @@ from fulmen.data.combined import CombinedLoader, combined_length, flatten, map_l
 from fulmen.data.fetch import table_of
 from fulmen.data.loaders import hint_shuffle, hint_workers, is_stateful, sequential_copy, set_epoch
 from fulmen.data.position import Position
+from fulmen.data.shard import is_sharded
 from fulmen.data.source import source_of
 from fulmen.errors import MisconfigurationException
 from fulmen.ranks import rank_zero_warn
@@ -164,7 +165,11 @@ class Feed:
             _check_iterable(leaf, name)
         self._sources = [source_of(leaf) for leaf in leaves]
         for source in self._sources:
-            check_length(source.loader, source.length, name, sum_over_ranks, allow_zero_length)
+            length, exchange = source.length, sum_over_ranks
+            if is_sharded(source.loader):
+                # known without asking; in evaluation there may be so little that some ranks get nothing
+                length, exchange = length if name == "train" else len(source.loader.dataset), None
+            check_length(source.loader, length, name, exchange, allow_zero_length)
             _hint(source.loader, name, reloading)
         if not leaves:
             rank_zero_warn(f"The collection of {name} loaders is empty: nothing will run. Is this intended?", 5)
@@ -205,7 +210,10 @@ class Feed:
 
     @property
     def samples(self) -> int:
-        """Samples given in this epoch, over all loaders; batches of unknown size are not counted."""
+        """Samples given in this epoch, over all loaders; batches of unknown size are not counted.
+
+        Where a sampler shares the data out among ranks, those of all ranks are counted.
+        """
         if self._mark is not None:
             return self._mark.samples
         return sum(source.epoch_samples for source in self._sources)
@@ -241,6 +249,7 @@ class Feed:
         left = self._remaining()
         self.is_last = left <= 0
         if self.is_last:
+            self._help_others()
             return iter(())
         iterator = iter(self._sources[0]) if self._combined is None else self._combined._begin()
         if any(source.length == inf for source in self._sources):
@@ -258,8 +267,28 @@ class Feed:
             self._combined._continue_from({})
 
     def _remaining(self) -> int | float:
-        remaining = self.num_batches - self.batches
-        return remaining if self._combined is not None else min(remaining, self._sources[0].remaining)
+        """How many batches are left; of another batch size or number of ranks than before it is another number."""
+        if (
+            not self.batches
+            or not self.has_length
+            or (self._combined is not None and self._combined.mode == "sequential")
+        ):
+            return self.num_batches - self.batches
+        done = [False] * len(self._sources)
+        if self._combined is None:
+            mode = "min_size"
+        else:
+            mode = self._combined.mode
+            done = self._combined._resume.get("exhausted", done)
+        left = [source.remaining for source, is_done in zip(self._sources, done, strict=True) if not is_done]
+        whole = combined_length([source.length for source in self._sources], mode)
+        return combined_length(left, mode) - (whole - self.num_batches)
+
+    def _help_others(self) -> None:
+        """Draw the order of a loader that has nothing for this rank, with the ranks for which it has something."""
+        for source in self._sources:
+            if source.replicas > 1 and not source.length:
+                next(iter(source), None)
 
     def _counting(self, iterator: Iterator[Any], left: int) -> Generator[Any, None, None]:
         """The batches of an epoch of known length."""
@@ -309,7 +338,7 @@ class Feed:
         """
         mark = self._mark or self._mark_here()
         if used == self.batches - 1 and self._can_take_back:
-            mark = _Mark(mark.samples, None, [mark.positions[0].one_before()], {})
+            mark = _Mark(mark.samples, None, [mark.positions[0].one_before(self._sources[0].replicas)], {})
         else:
             used = self.batches
         return {
@@ -357,7 +386,10 @@ class Feed:
         """The positions of loaders of which only the number of batches and, if they keep one, their state is known."""
         stateful = iter(states or ())
         return [
-            {"batches": batches, "loader": next(stateful, None) if is_stateful(source.loader) else None}
+            {
+                "batches": batches * source.replicas,
+                "loader": next(stateful, None) if is_stateful(source.loader) else None,
+            }
             for source in self._sources
         ]
 

@@ -25,6 +25,7 @@ from torch.utils.data import (
 from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
 
 from fulmen.data.position import IndexBatches
+from fulmen.data.shard import ShardSampler
 
 __all__ = ["Table", "table_of", "vectorised"]
 
@@ -154,10 +155,14 @@ def _has_known_order(loader: DataLoader[Any], table: Table) -> bool:
     batch_sampler: Any = loader.batch_sampler
     if type(batch_sampler) is not BatchSampler:
         return False
-    sampler: Any = batch_sampler.sampler
+    sampler: Any = _of_all_ranks(batch_sampler.sampler)
     if type(sampler) is RandomSampler and (sampler.replacement or len(sampler) != len(sampler.data_source)):
         return False
     return type(sampler) in (RandomSampler, SequentialSampler) and len(sampler.data_source) == table.num_samples()
+
+
+def _of_all_ranks(sampler: Any) -> Any:
+    return sampler.sampler if isinstance(sampler, ShardSampler) else sampler
 
 
 def _ordered(loader: DataLoader[Any], table: Table, indices: IndexBatches) -> Iterator[list[Tensor]]:
@@ -165,18 +170,21 @@ def _ordered(loader: DataLoader[Any], table: Table, indices: IndexBatches) -> It
     sampler, batch_size = batch_sampler.sampler, batch_sampler.batch_size
     _draw_base_seed(loader)
     rows = table.rows
-    if type(sampler) is RandomSampler:
-        permutation = _permutation(sampler)
+    first, stop = indices.position.samples, table.num_samples()
+    if type(sampler) is not SequentialSampler:
+        if isinstance(sampler, ShardSampler):
+            permutation = sampler.permutation_after(first)
+            first, stop = 0, len(permutation)
+        else:
+            permutation = _permutation(sampler)
         rows = permutation if rows is None else rows[permutation]
-    first = indices.position.samples
-    stop = table.num_samples()
     if batch_sampler.drop_last:
         stop -= (stop - first) % batch_size
     slices = map(slice, range(first, stop, batch_size), range(first + batch_size, stop + batch_size, batch_size))
     if rows is None:
         return map(table.cut, slices)
     rows = rows.to(table.columns[0].device)
-    return itertools.chain(map(table.take, map(rows.__getitem__, slices)), _leave(sampler))
+    return itertools.chain(map(table.take, map(rows.__getitem__, slices)), _leave(_of_all_ranks(sampler)))
 
 
 def _permutation(sampler: RandomSampler) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "copy_with",
     "hint_shuffle",
     "hint_workers",
+    "is_random",
     "is_stateful",
     "length_of",
     "samples_in",
@@ -55,14 +56,15 @@ def is_stateful(loader: Any) -> bool:
     return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
+def is_random(sampler: Any) -> bool:
+    """Whether the order of a sampler is a random one, as far as its class tells."""
+    return isinstance(sampler, _RANDOM_SAMPLERS) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
+
+
 def shuffles(loader: Any) -> bool:
     """Whether the order of the loader is a random one, as far as its sampler tells."""
     batch_sampler = getattr(loader, "batch_sampler", None)
-    samplers = (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-    return any(
-        isinstance(sampler, _RANDOM_SAMPLERS) or (isinstance(sampler, DistributedSampler) and sampler.shuffle)
-        for sampler in samplers
-    )
+    return is_random(getattr(loader, "sampler", None)) or is_random(getattr(batch_sampler, "sampler", None))
 
 
 def set_epoch(loader: Any, epoch: int) -> None:

@@ -1,12 +1,12 @@
 """Where a loader stands in an epoch, and how its order is drawn again after an interruption.
 
 An order is not stored. What is stored is the random state it was drawn from, and how far it was consumed; drawing
-it once more from that state and leaving out what was consumed costs no loading.
+it once more from that state and leaving out what was consumed costs no loading. What counts is what all ranks have
+consumed together, so that a run goes on in the same order with another number of ranks.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from fulmen.data.shard import draws_from_torch, items_after, replicas_of
 from fulmen.fabric.seed import capture_random, isolate_rng, restore_random
 
 __all__ = ["IndexBatches", "Position", "capture_order", "generators_of", "redraw", "set_generators", "undisturbed"]
@@ -27,8 +28,8 @@ class Position:
     """Where one loader stands.
 
     Args:
-        batches: Batches consumed in this pass over the loader.
-        samples: Samples consumed in this pass.
+        batches: Batches consumed in this pass over the loader, by all ranks among which its sampler shares the data.
+        samples: Samples consumed in this pass, likewise.
         earlier_samples: Samples consumed in passes before this one in the same epoch, where loaders are cycled.
         order: Random state the order of this pass was drawn from; None if nothing was drawn.
         generators: State of the user's generators when the position was taken.
@@ -46,9 +47,9 @@ class Position:
         """The position in plain types, loadable with `torch.load(weights_only=True)`."""
         return dict(vars(self))
 
-    def one_before(self) -> Position:
-        """The position before the last batch; its samples follow from its batches, where they matter."""
-        return replace(self, batches=self.batches - 1, samples=0)
+    def one_before(self, replicas: int) -> Position:
+        """The position before the last batch of each rank; its samples follow from its batches, where they matter."""
+        return replace(self, batches=self.batches - replicas, samples=0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position of `state`; what it does not have is kept."""
@@ -71,19 +72,19 @@ def generators_of(loader: Any) -> list[torch.Generator]:
 def capture_order(loader: Any) -> dict[str, Any]:
     """The random state that the order of the coming pass over `loader` depends on."""
     order: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if not _draws_from_torch(loader):
+    if not _is_drawn_from_torch(loader):
         order = capture_random(include_cuda=False)
     order["generators"] = [generator.get_state() for generator in generators_of(loader)]
     return order
 
 
-def _draws_from_torch(loader: Any) -> bool:
+def _is_drawn_from_torch(loader: Any) -> bool:
     """Whether only torch's own samplers are at work, which draw from torch's generators alone."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, torch.utils.data.IterableDataset):
         return False
     batch_sampler = loader.batch_sampler
     samplers = (loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
-    return all(sampler is None or type(sampler).__module__.startswith("torch.") for sampler in samplers)
+    return all(map(draws_from_torch, samplers))
 
 
 @contextmanager
@@ -147,6 +148,7 @@ class IndexBatches:
         self.kept: deque[Any] | None = None if keep is None else deque()
         self.stream: Iterator[Any] = iter(())
         self._sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        self._replicas = replicas_of(loader)
         self._pause = pause
         self._keep = keep
 
@@ -156,25 +158,22 @@ class IndexBatches:
         if self.position.batches and type(self._sampler) is BatchSampler:
             stream = self._after_samples(self._sampler, self.position.samples)
         else:
-            stream = self._after_batches(iter(self._sampler), self.position.batches)
+            stream = self._after_batches(items_after(self._sampler, self.position.batches, self._replicas))
         self.stream = stream if self.kept is None else self._remembered(stream, self.kept)
         return self.stream
 
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def _after_batches(self, batches: Iterator[Any], count: int) -> Iterator[Any]:
-        _consume(batches, count)
-        # Once begun a sampler has drawn its order; what it may still draw on its way is drawn when it is its turn.
-        first = [] if count else list(itertools.islice(batches, 1))
+    def _after_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        next(batches)
         if self._pause:
             yield None
-        yield from first
         yield from batches
 
     def _after_samples(self, batch_sampler: BatchSampler, count: int) -> Iterator[Any]:
-        samples = iter(batch_sampler.sampler)
-        _consume(samples, count)
+        samples = items_after(batch_sampler.sampler, count, self._replicas)
+        next(samples)
         if self._pause:
             yield None
         yield from BatchSampler(samples, batch_sampler.batch_size, batch_sampler.drop_last)
@@ -187,7 +186,3 @@ class IndexBatches:
             if indices is not None:
                 kept.append(keep(indices))
             yield indices
-
-
-def _consume(iterator: Iterator[Any], count: int) -> None:
-    deque(itertools.islice(iterator, count), maxlen=0)

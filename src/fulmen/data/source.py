@@ -29,6 +29,7 @@ from fulmen.data.position import (
     set_generators,
     undisturbed,
 )
+from fulmen.data.shard import left_after, replicas_of, total_of
 from fulmen.errors import PossibleUserWarning
 from fulmen.ranks import rank_zero_warn
 
@@ -44,7 +45,8 @@ class Source(Iterable[Any]):
         loader: The user's loader.
 
     Attributes:
-        batches: Batches given in this pass.
+        replicas: Among how many ranks the loader's sampler shares the data out.
+        batches: Batches given in this pass, by all of these ranks.
         exhaustible: Whether asking for a batch after the last one only ends the pass, without loading anything.
         batch_indices: Which samples of the dataset are in the batch given last; None if that is not recorded, or not
             known.
@@ -55,6 +57,7 @@ class Source(Iterable[Any]):
     def __init__(self, loader: Any) -> None:
         self.loader = loader
         self.length = length_of(loader)
+        self.replicas = replicas_of(loader)
         self.batches = 0
         self.batch_indices: list[int] | None = None
         self._counted = 0
@@ -93,7 +96,7 @@ class Source(Iterable[Any]):
     @property
     def remaining(self) -> int | float:
         """Number of batches that the next pass will give; inf if unknown."""
-        return self.length - (0 if self._resume is None else self._resume.batches)
+        return self.length - (0 if self._resume is None else self._resume.batches // self.replicas)
 
     def _capture_order(self) -> dict[str, Any]:
         return capture_order(self.loader) | {"workers": self._has_workers()}
@@ -162,10 +165,11 @@ class Source(Iterable[Any]):
 
     def _given(self, iterator: Iterator[Any], size_of: Callable[[Any], int | None] | None) -> Iterator[Any]:
         """The batches of `iterator`, counted; `size_of` is None where samples need no counting."""
+        replicas = self.replicas
         for batch in iterator:
-            self.batches += 1
+            self.batches += replicas
             if size_of is not None:
-                self._counted += size_of(batch) or 0
+                self._counted += replicas * (size_of(batch) or 0)
             yield batch
 
 
@@ -181,7 +185,7 @@ class StreamSource(Source):
     def _begin(self, position: Position) -> Iterator[Any]:
         iterator = iter(self.loader)
         if position.batches and (position.loader is None or not is_stateful(self.loader)):
-            self._discard(iterator, position.batches)
+            self._discard(iterator, position.batches // self.replicas)
         self.batches, self._counted = position.batches, position.samples
         return self._given(iterator, samples_in)
 
@@ -220,12 +224,14 @@ class IndexedSource(Source):
     @property
     def remaining(self) -> int | float:
         """Number of batches that the next pass will give, also if the batch size was changed since the position."""
-        regular = self._regular()
-        if regular is None or self._resume is None or not self._resume.batches:
-            return super().remaining
-        batch_size, num_samples = regular
-        batches = (num_samples - self._resume.samples) / batch_size
-        return int(batches) if self.loader.batch_sampler.drop_last else ceil(batches)
+        if self._resume is None or not self._resume.batches:
+            return self.length
+        batch_sampler: Any = self.loader.batch_sampler
+        if self._regular() is None:
+            sampler = self.loader.sampler if batch_sampler is None else batch_sampler
+            return inf if self.length == inf else left_after(sampler, self._resume.batches, self.replicas)
+        batches = left_after(batch_sampler.sampler, self._resume.samples, self.replicas) / batch_sampler.batch_size
+        return int(batches) if batch_sampler.drop_last else ceil(batches)
 
     def continue_from(self, position: Position) -> None:
         """Let the next pass go on at `position`; where it does not say how many samples that is, its batches do."""
@@ -260,12 +266,13 @@ class IndexedSource(Source):
         indices.idle = False
 
     def _regular(self) -> tuple[int, int] | None:
-        """Batch size and number of samples, where all batches but the last have the same size."""
+        """Batch size and number of samples for all ranks, where all batches but the last have the same size."""
         batch_sampler = self.loader.batch_sampler
         if type(batch_sampler) is not BatchSampler:
             return None
-        num_samples = length_of(batch_sampler.sampler)
-        return None if num_samples == inf else (batch_sampler.batch_size, int(num_samples))
+        if length_of(batch_sampler.sampler) == inf:
+            return None
+        return batch_sampler.batch_size, total_of(batch_sampler.sampler, self.replicas)
 
     def _begin(self, position: Position) -> Iterator[Any]:
         self._begun_at = position

@@ -22,7 +22,7 @@ __all__ = [
     "all_gather",
     "all_gather_object",
     "alone",
-    "backend",
+    "current_backend",
     "barrier",
     "broadcast",
     "decide",
@@ -75,7 +75,7 @@ def is_alone() -> bool:
     return _is_alone
 
 
-def backend() -> str | None:
+def current_backend() -> str | None:
     """What carries the exchanges; None without a process group."""
     return str(dist.get_backend()) if is_initialised() else None
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from fulmen.errors import PossibleUserWarning
 from fulmen.fabric.accelerators import Accelerator
 from fulmen.fabric.errors import PlanError, PluginTypeError
 from fulmen.fabric.plan import Plan, resolve
-from fulmen.fabric.processes import Processes
+from fulmen.fabric.processes import Processes, is_using_cli
 from fulmen.fabric.seed import pl_worker_init_function, seed_everything
 from fulmen.fabric.state import collect, restore, restore_object
-from fulmen.fabric.strategies import Strategy
+from fulmen.fabric.strategies import Strategy, overrides
 from fulmen.fabric.wrappers import (
     BackwardGuard,
     _FabricDataLoader,
     _FabricModule,
     is_wrapped,
     unwrap,
+    without_compile,
     wrap_optimizer,
 )
 from fulmen.ranks import rank_zero_deprecation, rank_zero_warn
@@ -37,10 +38,6 @@ from fulmen.tree import move, to_scalars
 __all__ = ["Fabric"]
 
 _CALLBACKS_GROUP = "lightning.fabric.callbacks_factory"
-
-
-def _do_nothing(fabric: Fabric) -> None:
-    """What `launch` runs when it is given no function."""
 
 
 class Fabric(Processes):
@@ -106,14 +103,7 @@ class Fabric(Processes):
         self._callbacks = _as_list(callbacks) + _external_callbacks()
         self._loggers = _as_list(loggers)
         self._guard = BackwardGuard()
-        self._strategy.setup_environment()
-        if type(self).run is not Fabric.run:
-            if _is_using_cli():
-                raise TypeError(
-                    f"`{type(self).__name__}` overrides `run`, which launches by itself, and was started by the command"
-                    " line, which has launched already. Start the script with `python`, or do not override `run`."
-                )
-            self.run = functools.partial(self._run_launched, self.run)  # type: ignore[method-assign]
+        self._prepare_processes()
 
     # What and where this is
 
@@ -131,41 +121,6 @@ class Fabric(Processes):
     def logger(self) -> Any:
         """The first logger; IndexError if there is none."""
         return self._loggers[0]
-
-    # Launch
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Override this with the code of a run; calling it then launches first. Returns what the override returns."""
-
-    def _run_launched(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self.launch(lambda fabric: run(*args, **kwargs))
-
-    def launch(self, function: Callable[..., Any] = _do_nothing, *args: Any, **kwargs: Any) -> Any:
-        """Start the processes of the strategy (on one device there is nothing to start) and run a function in them.
-
-        Args:
-            function: Gets this object first, then `*args` and `**kwargs`.
-
-        Returns:
-            What the function returned.
-
-        Raises:
-            TypeError: Not callable, or callable without an argument.
-            RuntimeError: The command line has launched already.
-        """
-        if _is_using_cli():
-            raise RuntimeError(
-                "This script was started by the command line, which has launched its processes already. "
-                "Remove the call of `fabric.launch`."
-            )
-        if not callable(function):
-            raise TypeError(
-                f"`launch` needs a function, got {function!r}. Type `fabric.launch(fn)`, not `fabric.launch(fn())`."
-            )
-        if not inspect.signature(function).parameters:
-            name = getattr(function, "__name__", repr(function))
-            raise TypeError(f"`{name}` has to take at least one argument: `launch` gives it the Fabric object first.")
-        return function(self, *args, **kwargs)
 
     # Set-up
 
@@ -191,13 +146,19 @@ class Fabric(Processes):
         Raises:
             ValueError: One of them is set up already.
             TypeError: Something else than an optimizer.
-            RuntimeError: Parameters are on the meta device, without data.
+            RuntimeError: Parameters are on the meta device, without data; several devices, and the processes have not
+                been launched.
         """
+        self._require_launch()
         if is_wrapped(module):
             raise ValueError("This module is set up already: pass it only once to `setup`.")
         self._check_optimizers(optimizers, "setup")
-        wrapped = self._wrap_module(module, move_to_device, _reapply_compile)
-        wrapped_optimizers = [self._wrap_optimizer(optimizer) for optimizer in optimizers]
+        original = self._checked(module, move_to_device)
+        forward_module, made, scheduler = self._strategy.setup_module_and_optimizers(
+            original, list(optimizers), scheduler, move_to_device
+        )
+        wrapped = self._wrap_module(module, forward_module, _reapply_compile)
+        wrapped_optimizers = [wrap_optimizer(optimizer, self._strategy, self._callbacks) for optimizer in made]
         if hasattr(wrapped.module, "_fabric_optimizers"):
             wrapped.module._fabric_optimizers = wrapped_optimizers  # type: ignore[assignment]
         self.call("on_after_setup", fabric=self, module=wrapped)
@@ -214,9 +175,11 @@ class Fabric(Processes):
         Raises:
             ValueError: It is set up already.
         """
+        self._require_launch()
         if is_wrapped(module):
             raise ValueError("This module is set up already: pass it only once to `setup_module`.")
-        wrapped = self._wrap_module(module, move_to_device, _reapply_compile)
+        forward_module = self._strategy.setup_module(self._checked(module, move_to_device), move_to_device)
+        wrapped = self._wrap_module(module, forward_module, _reapply_compile)
         self.call("on_after_setup", fabric=self, module=wrapped)
         return wrapped
 
@@ -231,10 +194,12 @@ class Fabric(Processes):
             TypeError: Something else than an optimizer.
             RuntimeError: Parameters are on the meta device, without data.
         """
+        self._require_launch()
         if not optimizers:
             raise ValueError("`setup_optimizers` needs at least one optimizer.")
         self._check_optimizers(optimizers, "setup_optimizers")
-        wrapped = tuple(self._wrap_optimizer(optimizer) for optimizer in optimizers)
+        made = [self._strategy.setup_optimizer(optimizer) for optimizer in optimizers]
+        wrapped = tuple(wrap_optimizer(optimizer, self._strategy, self._callbacks) for optimizer in made)
         return wrapped if len(wrapped) > 1 else wrapped[0]
 
     def _check_optimizers(self, optimizers: Sequence[Any], method: str) -> None:
@@ -245,13 +210,17 @@ class Fabric(Processes):
                 raise TypeError(f"`{method}` takes optimizers, got {type(optimizer).__name__}.")
             _refuse_meta(parameter for group in optimizer.param_groups for parameter in group["params"])
 
-    def _wrap_module(self, module: nn.Module, move_to_device: bool, reapply_compile: bool) -> _FabricModule:
+    def _checked(self, module: nn.Module, move_to_device: bool) -> nn.Module:
+        """The module, taken out of what `torch.compile` gave, if it can be moved."""
         original: nn.Module = getattr(module, "_orig_mod", module)
         if move_to_device:
             if not self._strategy.fills_meta_modules:
                 _refuse_meta(original.parameters())
             _warn_of_several_devices(original)
-        forward_module = self._strategy.setup_module(original, move_to_device=move_to_device)
+        return original
+
+    def _wrap_module(self, module: nn.Module, forward_module: nn.Module, reapply_compile: bool) -> _FabricModule:
+        original: nn.Module = getattr(module, "_orig_mod", module)
         if module is not original and reapply_compile:
             # compiled again, with the same arguments, only if the strategy made another module of it
             forward_module = module if forward_module is original else type(module)(forward_module, module.dynamo_ctx)
@@ -262,9 +231,6 @@ class Fabric(Processes):
             if not any(original is callback for callback in self._callbacks):
                 self._callbacks.append(original)
         return wrapped
-
-    def _wrap_optimizer(self, optimizer: Optimizer) -> Any:
-        return wrap_optimizer(self._strategy.setup_optimizer(optimizer), self._strategy, self._callbacks)
 
     def setup_dataloaders(
         self, *dataloaders: DataLoader[Any], use_distributed_sampler: bool = True, move_to_device: bool = True
@@ -364,6 +330,8 @@ class Fabric(Processes):
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
         """Context in which backward passes do not exchange gradients; for accumulation. Nothing to do on one device.
 
+        The forward passes belong into it, too.
+
         Args:
             module: A module that was set up.
             enabled: False to exchange them after all.
@@ -371,9 +339,16 @@ class Fabric(Processes):
         Raises:
             TypeError: The module was not set up.
         """
+        module = without_compile(module)
         if not isinstance(module, _FabricModule):
             raise TypeError("This module is not set up. Type first: model = fabric.setup(model, ...)")
-        return self._strategy.no_backward_sync(module._forward_module, enabled)
+        if enabled and self.world_size > 1 and not overrides(self._strategy, "no_backward_sync"):
+            rank_zero_warn(
+                f"{type(self._strategy).__name__} exchanges gradients in every backward pass: `no_backward_sync` has no"
+                " effect. The result is the same; the exchanges cost time.",
+                category=PossibleUserWarning,
+            )
+        return self._strategy.no_backward_sync(without_compile(module._forward_module), enabled)
 
     def to_device(self, obj: Any) -> Any:
         """Move a module, a tensor, or any nesting of tensors to the device."""
@@ -393,12 +368,14 @@ class Fabric(Processes):
         Args:
             empty_init: Whether parameters keep what their memory held, as a checkpoint will be loaded into them.
         """
+        self._require_launch()
         return self._strategy.module_init_context(empty_init)
 
     def sharded_model(self) -> AbstractContextManager[Any]:
         """Deprecated: use `init_module`."""
         rank_zero_deprecation("`Fabric.sharded_model()` will go away. Type: fabric.init_module()")
-        return nullcontext()
+        self._require_launch()
+        return self._strategy.model_sharded_context()
 
     # State
 
@@ -416,6 +393,7 @@ class Fabric(Processes):
             TypeError: `filter` is not a dict of functions.
             ValueError: `filter` has a name that `state` has not.
         """
+        self._require_launch()
         self._strategy.save_checkpoint(collect(self._strategy, state, filter), path)
         self.barrier()
 
@@ -437,6 +415,7 @@ class Fabric(Processes):
         Raises:
             KeyError: Something in `state` is not in the file, and `strict` is True.
         """
+        self._require_launch()
         checkpoint = self._strategy.load_checkpoint(path, weights_only=weights_only)
         self.barrier()
         if not state and not isinstance(state, nn.Module):
@@ -511,16 +490,12 @@ def _nested_scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _nested_scalars(value) if isinstance(value, Mapping) else value for key, value in scalars.items()}
 
 
-def _is_using_cli() -> bool:
-    return os.environ.get("LT_CLI_USED", "0") == "1"
-
-
 def _from_environment(name: str, given: Any, default: Any) -> Any:
     """The setting as the environment has it, else as it was given."""
     value = os.environ.get(f"LT_{name.upper()}")
     if value is None:
         return given
-    if _is_using_cli() and given != default and str(given) != value:
+    if is_using_cli() and given != default and str(given) != value:
         raise PlanError(
             f"`Fabric({name}={given!r})` conflicts with --{name.replace('_', '-')}={value} of the command line. "
             "Leave one out.",

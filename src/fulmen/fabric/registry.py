@@ -112,6 +112,11 @@ class Registry(Generic[T]):
             raise KeyError(f"There is no {self.kind} {name!r}. Registered: {', '.join(self.names()) or 'none'}.")
         return self._entries[name]
 
+    def entries_of(self, target: type) -> list[tuple[str, Entry[T]]]:
+        """The names of a class, with what is known under them; nothing is imported to find out."""
+        source = f"{target.__module__}:{target.__qualname__}"
+        return [(name, entry) for name, entry in self._entries.items() if entry.source in (target, source)]
+
     def remove(self, name: str) -> None:
         """Forget what is under `name`.
 

@@ -72,7 +72,7 @@ class _FabricModule(nn.Module):
         # As instance attributes these are found without the detour that nn.Module makes for its submodules.
         self._call = self._in_precision(forward_module)
         self._is_wrapped_by_strategy = (
-            strategy.wraps_in_place or _without_compile(forward_module) is not original_module
+            strategy.wraps_in_place or without_compile(forward_module) is not original_module
         )
         self.training = original_module.training
         self._is_ready = True
@@ -216,7 +216,7 @@ def _put_back(module: nn.Module, forward: Any) -> None:
         module.forward = forward
 
 
-def _without_compile(module: nn.Module) -> nn.Module:
+def without_compile(module: nn.Module) -> nn.Module:
     """The module inside of what `torch.compile` gave."""
     original = getattr(module, "_orig_mod", None)
     return module if original is None else original
@@ -348,7 +348,7 @@ def _set_epoch(dataloader: DataLoader[Any], epoch: int) -> None:
 def is_wrapped(obj: object) -> bool:
     """Whether a module, optimizer or loader came out of `fabric.setup` or `fabric.setup_dataloaders`."""
     if isinstance(obj, nn.Module):
-        obj = _without_compile(obj)
+        obj = without_compile(obj)
     return isinstance(obj, (_FabricModule, _FabricOptimizer, _FabricDataLoader))
 
 

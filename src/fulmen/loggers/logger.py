@@ -96,6 +96,13 @@ class Logger(ABC):
         """
         self.save()
 
+    def share_version(self, broadcast: Callable[[Any], Any]) -> None:  # noqa: B027 - optional
+        """Called on all processes before a run: takes from rank 0 what it alone can find out.
+
+        Args:
+            broadcast: Gives back rank 0's argument.
+        """
+
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:  # noqa: B027 - optional
         """Called after a checkpoint callback saved.
 
@@ -153,6 +160,10 @@ class FolderLogger(Logger):
         """The folder of this version."""
         version = self.version
         return join(self._versions_dir, version if isinstance(version, str) else f"version_{version}")
+
+    def share_version(self, broadcast: Callable[[Any], Any]) -> None:
+        """Takes rank 0's version; another process that looks later would find its folder, and count on."""
+        self._version = broadcast(self.version if rank_zero_only.rank == 0 else None)
 
     @property
     def _versions_dir(self) -> str:

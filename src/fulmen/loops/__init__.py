@@ -1,1 +1,7 @@
 """The loops: fit, evaluate, predict."""
+
+from __future__ import annotations
+
+from fulmen.states import RestartStage
+
+__all__ = ["RestartStage"]

@@ -25,7 +25,6 @@ Neither ``on_train_end`` nor ``on_fit_end`` is called then: the exception leaves
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ from fulmen.loops.step import Step, choose_step
 from fulmen.progress import Counts, Progress
 from fulmen.ranks import WarningCache, rank_zero_info, rank_zero_warn
 from fulmen.reach import warn_never_due
-from fulmen.states import RunningStage
+from fulmen.states import RestartStage, RunningStage
 from fulmen.trigger import Every
 
 if TYPE_CHECKING:
@@ -66,6 +65,7 @@ class FitLoop(FitNames):
         updates: Whether batches are trained on. False for an epoch that only runs forward: there no window closes, and
             no step is counted or logged. ``rebind`` has to follow a change.
         val_loop: The validation inside fit.
+        restart_stage: Where it went on, if it was restored from a checkpoint.
     """
 
     step: Step
@@ -81,6 +81,7 @@ class FitLoop(FitNames):
         self.batch_progress = BatchProgress(self)
         self.global_step = 0
         self.batches_that_stepped = 0
+        self.begun = (0, self.batch_progress.current)
         self.closes = self.updates = True
         self.feed: Feed | None = None
         self.num_batches: int | float = float("inf")
@@ -92,6 +93,7 @@ class FitLoop(FitNames):
         self.schedulers_before = 0
         self.scheduler_steps_at_epoch_start = 0
         self.resumed = self.ended_on_last = self.metrics_unknown = False
+        self.restart_stage = RestartStage.NONE
         self.random_state: dict[str, Any] | None = None
         self.samples_before_epoch = 0
         self.watched: dict[str, int] = {}
@@ -117,7 +119,7 @@ class FitLoop(FitNames):
             self.tell_nothing_is_left()
             return
         self.step = self.bind_step()
-        self.last_validation = time.monotonic()
+        self.last_validation = trainer.clock.now(fresh=True)
         self.watched = {}
         for every in trainer.watched_triggers():
             self.watch(every)
@@ -181,6 +183,7 @@ class FitLoop(FitNames):
             self.load_data()
             batches = self._start_feed()
             self._restore_random()
+            self.begun = (self.batch_progress.base.ready, self.batch_progress.current)
             if self.batch_pending:
                 self.finish_batch(self.batch_progress.current.processed - 1)
             if self.epoch_ends_early():
@@ -189,7 +192,7 @@ class FitLoop(FitNames):
         self._restore_random()
         self.metrics_unknown = False
         self.reload_data()
-        self.batch_progress.begin()
+        self.begun = (self.batch_progress.total.ready, self.batch_progress.begin())
         self.val_loop.batch_progress.forget_total()
         self.step_at_epoch_start = self.global_step
         self.scheduler_steps_at_epoch_start = self.schedulers.steps
@@ -266,7 +269,8 @@ class FitLoop(FitNames):
             self.val_loop.run()
         trainer.state.stage = RunningStage.TRAINING
         trainer.book.close()
-        self.last_validation = time.monotonic()
+        if trainer.val_check_seconds is not None:
+            self.last_validation = trainer.clock.now(fresh=True)
 
     # ------------------------------------------------------------------------------------------------ when to stop
 
@@ -336,6 +340,11 @@ class FitLoop(FitNames):
 
     # ------------------------------------------------------------------------------------------------ counts
 
+    def count_begun(self) -> int:
+        """How many batches have begun since the start of the fit; may be asked by another thread."""
+        before, counts = self.begun
+        return before + counts.ready
+
     def count(self, unit: str) -> int:
         """How many steps, batches, samples or epochs there have been since the start of the fit."""
         if unit == "samples":
@@ -363,6 +372,10 @@ class FitLoop(FitNames):
         every = self.trainer.check_val_every_n_epoch
         return self.trainer.enable_validation and (every is None or (epoch + 1) % every == 0)
 
+    def validation_follows(self, index: int) -> bool:
+        """Whether batch ``index`` is validated after, as seen before that."""
+        return self.validates and self.validation_due(index)
+
     def validation_due(self, index: int) -> bool:
         """Whether a validation follows batch ``index``."""
         trainer, feed = self.trainer, self.feed
@@ -372,7 +385,7 @@ class FitLoop(FitNames):
         if trainer.should_stop and self.may_stop():
             return True
         if trainer.val_check_seconds is not None:
-            return time.monotonic() - self.last_validation >= trainer.val_check_seconds
+            return trainer.clock.now() - self.last_validation >= trainer.val_check_seconds
         if trainer.val_check_every is not None:
             return self.passed(trainer.val_check_every)
         if trainer.val_check_batch == float("inf"):
@@ -456,7 +469,7 @@ class FitLoop(FitNames):
         """Forgets how far the last epoch came, so that a fit that was stopped inside one begins a new one."""
         counts = self.epoch_progress.current
         counts.ready = counts.started = counts.processed = counts.completed
-        self.resumed = False
+        self.resumed, self.restart_stage = False, RestartStage.NONE
 
     def load_position(self, state: dict[str, Any], manual: bool) -> None:
         """Goes to where a checkpoint was taken; the progress has been loaded before.
@@ -496,7 +509,7 @@ class FitLoop(FitNames):
         in_batch_end = counts.completed < counts.processed
         validates = self.validation_pending
         if in_batch_end:
-            validates = self.validates and self.validation_due(counts.processed - 1)
+            validates = self.validation_follows(counts.processed - 1)
         in_epoch = epochs.processed < epochs.ready
         return {
             "validation_pending": validates,

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,7 +18,13 @@ _LOOK_SECONDS = 0.5
 
 
 class Launcher(ABC):
-    """Starts the processes of a strategy and runs a function in them."""
+    """Starts the processes of a strategy and runs a function in them.
+
+    Attributes:
+        needs_function: Whether only a function runs in all processes, as this one does not become one of them.
+    """
+
+    needs_function: ClassVar[bool] = False
 
     @property
     @abstractmethod

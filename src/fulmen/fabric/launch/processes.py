@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.multiprocessing as mp
@@ -33,6 +33,8 @@ class ProcessLauncher(Launcher):
     Attributes:
         procs: The processes that were started.
     """
+
+    needs_function: ClassVar[bool] = True
 
     def __init__(self, strategy: ParallelStrategy, start_method: StartMethod = "spawn") -> None:
         if start_method not in mp.get_all_start_methods():

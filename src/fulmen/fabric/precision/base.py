@@ -32,9 +32,13 @@ class Precision:
 
     Attributes:
         precision: Name of the precision, as users type it.
+        clip_norm: Clips gradients by their norm; a strategy whose parameters are shards puts its own here.
+        clip_value: Clips gradients by value, likewise.
     """
 
     precision: str = "32-true"
+    clip_norm: Callable[..., Tensor] = staticmethod(nn.utils.clip_grad_norm_)
+    clip_value: Callable[..., None] = staticmethod(nn.utils.clip_grad_value_)
 
     @property
     def scaler(self) -> GradScaler | None:
@@ -268,11 +272,11 @@ class Precision:
 
     def clip_grad_by_value(self, optimizer: Optimizer, clip_val: float) -> None:
         """Clip each element of the gradients to [-clip_val, clip_val]."""
-        nn.utils.clip_grad_value_(self.main_params(optimizer), clip_val)
+        self.clip_value(self.main_params(optimizer), clip_val)
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: float) -> None:
         """Scale the gradients down to a total norm of `clip_val`, if it is larger."""
-        nn.utils.clip_grad_norm_(self.main_params(optimizer), clip_val)
+        self.clip_norm(self.main_params(optimizer), clip_val)
 
     def main_params(self, optimizer: Optimizer) -> Iterator[nn.Parameter]:
         """The parameters of the optimizer, group by group."""

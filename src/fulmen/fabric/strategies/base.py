@@ -54,6 +54,7 @@ class Strategy(StrategySteps):
         accelerator: Kind of the devices; None is filled in when the plan is made.
         checkpoint_io: Writes and reads checkpoints; None for files written by `torch.save`.
         precision_plugin: In which precision the module computes; None for 32 bit.
+        precision: The same, under the name it has for `Fabric`.
 
     Attributes:
         layer_sync: Makes layers share their statistics in a fit of several processes; None without.
@@ -82,10 +83,11 @@ class Strategy(StrategySteps):
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
+        precision: Precision | None = None,
     ) -> None:
         self._accelerator = accelerator
         self._checkpoint_io = checkpoint_io
-        self._precision_plugin = precision_plugin
+        self._precision_plugin = precision_plugin if precision is None else precision
         self._lightning_module: Any = None
         self._model: nn.Module | None = None
         self._optimizers: list[Optimizer] = []
@@ -98,6 +100,19 @@ class Strategy(StrategySteps):
     def precision_for(cls, name: str) -> Precision | None:
         """The precision that this strategy needs in the place of the regular one of that name; None for that one."""
         return None
+
+    @classmethod
+    def register_strategies(cls, strategy_registry: Any) -> None:
+        """Put this class into a registry, under the names it has in `StrategyRegistry`.
+
+        Args:
+            strategy_registry: Has `register(name, cls, description, **arguments)`; names that it knows stay.
+        """
+        from fulmen.fabric.strategies.registry import StrategyRegistry
+
+        for name, entry in StrategyRegistry.entries_of(cls):
+            if name not in strategy_registry:
+                strategy_registry.register(name, cls, entry.description, **entry.init_params)
 
     @property
     def accelerator(self) -> Accelerator | None:
@@ -118,6 +133,15 @@ class Strategy(StrategySteps):
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
         self._precision_plugin = precision_plugin
+
+    @property
+    def precision(self) -> Precision:
+        """The `precision_plugin`, under the name it has for `Fabric`."""
+        return self.precision_plugin
+
+    @precision.setter
+    def precision(self, precision: Precision | None) -> None:
+        self.precision_plugin = precision
 
     @property
     def checkpoint_io(self) -> CheckpointIO:
@@ -188,11 +212,6 @@ class Strategy(StrategySteps):
         return False
 
     @property
-    def allows_inference_mode(self) -> bool:
-        """Whether evaluation can run under `torch.inference_mode`."""
-        return True
-
-    @property
     def leaving(self) -> Leaving | None:
         """Through which all processes come to leave a run together; None where each leaves by itself."""
         return None
@@ -207,6 +226,10 @@ class Strategy(StrategySteps):
     @abstractmethod
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """The mean, sum or other reduction of a tensor over all processes."""
+
+    def all_reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """As `reduce`; a loop of the user's own asks for this."""
+        return self.reduce(tensor, group, reduce_op)
 
     @abstractmethod
     def barrier(self, name: str | None = None) -> None:
@@ -237,7 +260,28 @@ class Strategy(StrategySteps):
 
     def model_to_device(self) -> None:
         """Move the connected module to the device of this process."""
-        self.model.to(self.root_device)
+        self.module_to_device(self.model)
+
+    def module_to_device(self, module: nn.Module) -> None:
+        """Move a module to the device of this process, in place."""
+        module.to(self.root_device)
+
+    def setup_module_and_optimizers(
+        self, module: nn.Module, optimizers: list[Optimizer], scheduler: Any = None, move_to_device: bool = True
+    ) -> tuple[nn.Module, list[Optimizer], Any]:
+        """`setup_module` and `setup_optimizer` at once, for strategies that make one thing of them.
+
+        Args:
+            module: Any module.
+            optimizers: Optimizers of its parameters.
+            scheduler: A learning rate scheduler, or None.
+            move_to_device: False if the module is where it should be.
+
+        Returns:
+            The module to call, the optimizers, the scheduler.
+        """
+        module = self.setup_module(module, move_to_device)
+        return module, [self.setup_optimizer(optimizer) for optimizer in optimizers], scheduler
 
     def setup_module(self, module: nn.Module, move_to_device: bool = True) -> nn.Module:
         """Bring a module into the precision and to the device, and wrap it where the strategy needs that.
@@ -250,7 +294,9 @@ class Strategy(StrategySteps):
             The module to call; the very same on one device.
         """
         module = self.precision_plugin.convert_module(module)
-        return module.to(self.root_device) if move_to_device else module
+        if move_to_device:
+            self.module_to_device(module)
+        return module
 
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Wrap an optimizer where the strategy needs that; its module is set up already.
@@ -261,6 +307,7 @@ class Strategy(StrategySteps):
         self.precision_plugin.check_optimizer(optimizer)
         return optimizer
 
+    @plain
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> AbstractContextManager[Any]:
         """Context in which backward passes do not exchange gradients between processes."""
         return _NOTHING
@@ -344,6 +391,10 @@ class Strategy(StrategySteps):
         """The state of an optimizer, as it is saved."""
         return optimizer.state_dict()
 
+    def get_optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """As `optimizer_state`, also of an optimizer that `Fabric` has set up."""
+        return self.optimizer_state(getattr(optimizer, "optimizer", optimizer))
+
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load "optimizer_states" of a checkpoint; each tensor goes to the device of its parameter."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -396,13 +447,13 @@ class Strategy(StrategySteps):
         self.precision_plugin.unscale_gradients(optimizer)
         parameters = self.precision_plugin.main_params(optimizer)
         is_error = error_if_nonfinite and self.precision_plugin.scaler is None
-        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, is_error)
+        return self.precision_plugin.clip_norm(parameters, max_norm, norm_type, is_error)
 
     def clip_gradients_value(self, module: nn.Module, optimizer: Optimizer, clip_val: float | int) -> None:
         """Clip each element of the gradients of the optimizer's parameters to [-clip_val, clip_val]."""
         self.precision_plugin.check_clipping(optimizer)
         self.precision_plugin.unscale_gradients(optimizer)
-        nn.utils.clip_grad_value_(self.precision_plugin.main_params(optimizer), clip_val)
+        self.precision_plugin.clip_value(self.precision_plugin.main_params(optimizer), clip_val)
 
     # The run of a Trainer
 

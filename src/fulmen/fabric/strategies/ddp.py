@@ -64,6 +64,7 @@ class DDPStrategy(ParallelStrategy):
         timeout: After which an exchange between processes fails.
         start_method: How processes start that nobody else has started: "popen" runs the script again; "spawn", "fork"
             and "forkserver" run the call in new processes.
+        precision: The `precision_plugin`, under the name it has for `Fabric`.
         **kwargs: Arguments of `DistributedDataParallel`: `find_unused_parameters`, `static_graph`,
             `gradient_as_bucket_view`, `broadcast_buffers`, ...
 
@@ -87,6 +88,7 @@ class DDPStrategy(ParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = distributed.DEFAULT_TIMEOUT,
         start_method: StartMethod = "popen",
+        precision: Precision | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -97,6 +99,7 @@ class DDPStrategy(ParallelStrategy):
             precision_plugin,
             process_group_backend,
             timeout,
+            precision,
         )
         if start_method not in ("popen", "spawn", "fork", "forkserver"):
             raise ValueError(

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp.wrap import enable_wrap
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -23,9 +22,11 @@ from fulmen.fabric import distributed
 from fulmen.fabric.precision import FSDPPrecision, Precision
 from fulmen.fabric.strategies import fsdp_settings as settings
 from fulmen.fabric.strategies import sharding
+from fulmen.fabric.strategies.clipping import clip_shards
 from fulmen.fabric.strategies.fsdp_root import Root
 from fulmen.fabric.strategies.fsdp_shard import checkpoint_activations, shard
 from fulmen.fabric.strategies.fsdp_units import Policy, choose, choose_units
+from fulmen.fabric.strategies.mesh_fill import fill
 from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.ranks import rank_zero_deprecation
 
@@ -45,7 +46,7 @@ class FSDPStrategy(ParallelStrategy):
     """Every process keeps a part of each parameter, of its gradient and of the optimizer's state.
 
     The whole parameters of a unit (a block of the model) are gathered for its forward and its backward pass only. The
-    arguments are those of Lightning's FSDPStrategy; what runs is `torch.distributed.fsdp.fully_shard`, on GPUs and CPUs.
+    arguments are those of FSDP1; what runs is FSDP2, `torch.distributed.fsdp.fully_shard`, on GPUs and on CPUs.
 
     Args:
         accelerator: Kind of the devices; None is filled in when the plan is made.
@@ -79,7 +80,6 @@ class FSDPStrategy(ParallelStrategy):
     fills_meta_modules: ClassVar[bool] = True
     wraps_in_place: ClassVar[bool] = True
     needs_equal_batches: ClassVar[bool] = True
-    allows_inference_mode: ClassVar[bool] = False  # the memory into which parameters are gathered is used again
 
     def __init__(
         self,
@@ -171,6 +171,11 @@ class FSDPStrategy(ParallelStrategy):
         """A checkpoint is loaded into the shards."""
         return True
 
+    @property
+    def allows_inference_mode(self) -> bool:  # type: ignore[override]
+        """No: the memory into which parameters are gathered is used again for training."""
+        return False
+
     def setup_distributed(self) -> None:
         """Make the process group; with offloaded parameters also one for the CPU, where gradients are clipped then."""
         is_offloaded = type(settings.offload_of(self.cpu_offload, self.root_device)).__name__ == "CPUOffloadPolicy"
@@ -180,11 +185,11 @@ class FSDPStrategy(ParallelStrategy):
 
     # Modules
 
-    def _init_context(
-        self, precision: AbstractContextManager[Any], empty_init: bool | None
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def _init_context(self, precision: AbstractContextManager[Any], empty_init: bool | None) -> Iterator[None]:
         """New modules are on the CPU, or without data: each unit is brought to the device when it is sharded."""
-        return _on("meta" if empty_init else "cpu", precision)
+        with torch.device("meta" if empty_init else "cpu"), precision:
+            yield
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
@@ -210,12 +215,13 @@ class FSDPStrategy(ParallelStrategy):
         self._root = self._shard(self.model)
         if not self.lightning_module.automatic_optimization:
             # gradients are computed in the midst of a step then; the loop asks what is there
-            self.pre_backward = self._root.leave  # type: ignore[method-assign]
+            self.pre_backward = self._root.leave  # type: ignore[method-assign,assignment]
             self.post_backward = self._back_in_step  # type: ignore[method-assign]
             self.optimizer_step = self._step_and_go_on  # type: ignore[method-assign]
 
     def _shard(self, module: nn.Module) -> Root:
         """The module as a root; it is sharded unless it was before."""
+        clip_shards(self.precision_plugin)
         root = Root.of(module)
         if root is None:
             _refuse_fsdp1(module)
@@ -231,6 +237,7 @@ class FSDPStrategy(ParallelStrategy):
                 self._ours.get("param_init_fn"),
                 **self._arguments(),
             )
+            fill(module, self.root_device)  # what the user had sharded without data
             for name, parameter in module.named_parameters():
                 self._shard_of[before[name]] = parameter
             root = Root(module)
@@ -257,7 +264,7 @@ class FSDPStrategy(ParallelStrategy):
         """
         optimizer = super().setup_optimizer(optimizer)
         for group in optimizer.param_groups:
-            group["params"] = [self._shard_of.get(parameter, parameter) for parameter in group["params"]]
+            group["params"] = [self._shard_of.get(parameter, parameter) for parameter in group["params"]]  # type: ignore[no-untyped-call]
         if stale := [parameter for parameter in optimizer.state if parameter in self._shard_of]:
             raise RuntimeError(
                 f"{type(optimizer).__name__} has the state of {len(stale)} parameters from before they were sharded."
@@ -342,20 +349,6 @@ class FSDPStrategy(ParallelStrategy):
         votes = self.all_gather(torch.tensor(vote, device=self.root_device))
         return [bool(given) for given in votes.tolist()]
 
-    # Clipping
-
-    def clip_gradients_norm(
-        self,
-        module: nn.Module,
-        optimizer: Optimizer,
-        max_norm: float | int,
-        norm_type: float | int = 2.0,
-        error_if_nonfinite: bool = True,
-    ) -> Tensor:
-        """Scale the gradients down to a total norm, over the shards of all processes; returns the norm before."""
-        norm = super().clip_gradients_norm(module, optimizer, max_norm, norm_type, error_if_nonfinite)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
     # State
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -402,8 +395,8 @@ class FSDPStrategy(ParallelStrategy):
             return
         if storage_options is not None:
             raise TypeError(
-                f"A sharded checkpoint takes no `storage_options`, and was given {storage_options!r}. Leave them out, or"
-                " type: FSDPStrategy(state_dict_type='full')"
+                f"A sharded checkpoint takes no `storage_options`, and was given {storage_options!r}. Leave them out,"
+                " or type: FSDPStrategy(state_dict_type='full')"
             )
         state, meta = split(checkpoint)
         self.checkpoint_io.save_sharded(filepath, state, meta)
@@ -439,12 +432,6 @@ class FSDPStrategy(ParallelStrategy):
 
 
 _NO_BATCH = object()
-
-
-@contextmanager
-def _on(device: str, precision: AbstractContextManager[Any]) -> Iterator[None]:
-    with torch.device(device), precision:
-        yield
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,7 @@ class Root:
     def enter(self) -> None:
         """In the midst of a function: the parameters are used again, as they are now."""
         if self._inside:
+            self._state._post_forward(self.module, (), None)  # in the midst of a forward, nothing would be given back
             self.reshard()
             self._state._pre_forward(self.module, (), {})
 
@@ -137,8 +138,7 @@ class Root:
         self._state._lazy_init()
         self.reshard()
         handles = [
-            part.register_forward_pre_hook(before(index, part), prepend=True)  # type: ignore[attr-defined]
-            for index, part in enumerate(self.parts)
+            part.register_forward_pre_hook(before(index, part), prepend=True) for index, part in enumerate(self.parts)
         ]
 
         try:
@@ -157,5 +157,5 @@ def _told(index: int, leader: int, device: torch.device) -> int:
     return int(told)
 
 
-def _name(parts: list[FSDPModule], index: int) -> str:
+def _name(parts: Sequence[FSDPModule], index: int) -> str:
     return "its end" if index == _END_OF_STEP else type(parts[index]).__name__

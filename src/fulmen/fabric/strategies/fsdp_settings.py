@@ -126,11 +126,13 @@ def split_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         if name not in _NEEDLESS:
             known = (*_OWN, *_OF_FULLY_SHARD)
             raise TypeError(
-                f"FSDPStrategy has no argument {name!r}.{did_you_mean(name, known)} Further ones are: {', '.join(known)}"
+                f"FSDPStrategy has no argument {name!r}.{did_you_mean(name, known)} Further ones are:"
+                f" {', '.join(known)}"
             )
         if given[name] != _NEEDLESS[name]:
             rank_zero_warn(
-                f"FSDPStrategy({name}={given[name]!r}) is an argument of FSDP1 that has no meaning in FSDP2. Leave it out."
+                f"FSDPStrategy({name}={given[name]!r}) is an argument of FSDP1 that has no meaning in FSDP2. Leave it"
+                " out."
             )
     return ours, theirs
 

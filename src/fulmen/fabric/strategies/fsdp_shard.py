@@ -17,7 +17,7 @@ from fulmen.fabric.strategies.fsdp_units import bottom_up
 from fulmen.fabric.strategies.sharding import same_on_all
 from fulmen.ranks import rank_zero_warn
 
-__all__ = ["checkpoint_activations", "shard"]
+__all__ = ["Initialise", "checkpoint_activations", "initialisers", "shard", "warn_unfilled"]
 
 Initialise = Callable[[nn.Module], Any]
 
@@ -42,14 +42,14 @@ def shard(
         initialise: Fills a module whose own parameters had no data; None for its `reset_parameters`.
         **arguments: Those of `fully_shard`.
     """
-    initialisers = dict(_initialisers(root, None))
+    known = dict(initialisers(root, None))
     filled: dict[nn.Parameter, nn.Parameter] = {}
     norms = _norms_apart(root, arguments["mp_policy"]) - set(units)
     for unit in (*norms, *units, root):
         if isinstance(unit, FSDPModule):
             continue
         for module in _managed_with(unit):
-            _fill(module, device, initialise or initialisers[module], filled)
+            _fill(module, device, initialise or known[module], filled)
         same_on_all(tensor for module in _managed_with(unit) for tensor in _own(module))
         own: dict[str, Any] = {"mp_policy": MixedPrecisionPolicy()} if unit in norms else {}
         if ignored:
@@ -86,34 +86,48 @@ def _fill(
         filled: The parameters that had no data and what took their place, so that shared ones stay shared.
     """
     if not any(tensor.is_meta for tensor in _own(module)):
-        module._apply(lambda tensor: tensor.to(device), recurse=False)
+        _map_own(module, lambda tensor: tensor.to(device))
         return
     for name, parameter in list(module.named_parameters(recurse=False)):
         if parameter not in filled:
             memory = torch.empty_like(parameter, device=device) if parameter.is_meta else parameter.to(device)
             filled[parameter] = nn.Parameter(memory, parameter.requires_grad)
         module.register_parameter(name, filled[parameter])
-    module._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor, recurse=False)
+    _map_own(module, lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
     if initialise is None:
-        rank_zero_warn(
-            f"{type(module).__name__} was made on the meta device, and nothing says how to fill its parameters and"
-            " buffers: they hold what was in the memory, until a checkpoint is loaded. Give it a method"
-            " `reset_parameters(self)`, or a module around it `_init_weights(self, module)`."
-        )
+        warn_unfilled(module)
         return
     with torch.no_grad():
         initialise(module)
 
 
-def _initialisers(module: nn.Module, around: Initialise | None) -> Iterator[tuple[nn.Module, Initialise | None]]:
-    """How each module fills its own parameters: by itself, and then as a module around it says."""
+def warn_unfilled(module: nn.Module) -> None:
+    """Say that a module was made without data and that nobody knows how to give it values."""
+    rank_zero_warn(
+        f"{type(module).__name__} was made on the meta device, and nothing says how to fill its parameters and buffers:"
+        " they hold what was in the memory, until a checkpoint is loaded. Give it a method `reset_parameters(self)`, or"
+        " a module around it `_init_weights(self, module)`."
+    )
+
+
+def _map_own(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    module._apply(function, recurse=False)  # type: ignore[no-untyped-call]
+
+
+def initialisers(module: nn.Module, around: Initialise | None = None) -> Iterator[tuple[nn.Module, Initialise | None]]:
+    """All modules, and how each gives values to its own parameters: by itself, and then as a module around it says.
+
+    Args:
+        module: The outermost module.
+        around: How a module around it does so.
+    """
     around = getattr(module, "_init_weights", around)
     own = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-    found = [partial(_ignoring_argument, own)] if own is not None else []
+    found: list[Initialise] = [partial(_ignoring_argument, own)] if own is not None else []
     found += [around] if around is not None else []
     yield module, partial(_call_all, found) if found else None
     for child in module.children():
-        yield from _initialisers(child, around)
+        yield from initialisers(child, around)
 
 
 def _ignoring_argument(function: Callable[[], Any], module: nn.Module) -> None:

@@ -43,8 +43,8 @@ def choose(root: nn.Module, policy: Policy | None) -> set[nn.Module]:
     if callable(policy):
         return set(_asked(root, policy)[0])
     raise TypeError(
-        f"A policy is a set of module classes, or a function (module, recurse, nonwrapped_numel) -> bool; got {policy!r}."
-        " Type: {nn.TransformerEncoderLayer}"
+        "A policy is a set of module classes, or a function (module, recurse, nonwrapped_numel) -> bool; got"
+        f" {policy!r}. Type: {{nn.TransformerEncoderLayer}}"
     )
 
 

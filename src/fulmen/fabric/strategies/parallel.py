@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fulmen.fabric import distributed
 from fulmen.fabric.environments import ClusterEnvironment, LightningEnvironment
-from fulmen.fabric.launch import Launcher, ScriptLauncher
+from fulmen.fabric.launch import Launcher, ProcessLauncher, ScriptLauncher
 from fulmen.fabric.launch.base import end_with_parent
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.watch import Watch
@@ -39,6 +39,7 @@ class ParallelStrategy(Strategy, ABC):
         precision_plugin: In which precision the module computes; None for 32 bit.
         process_group_backend: "gloo", "nccl", ...; None for the default of the devices.
         timeout: After which an exchange between processes fails.
+        precision: The `precision_plugin`, under the name it has for `Fabric`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class ParallelStrategy(Strategy, ABC):
         precision_plugin: Precision | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | None = distributed.DEFAULT_TIMEOUT,
+        precision: Precision | None = None,
     ) -> None:
-        super().__init__(accelerator, checkpoint_io, precision_plugin)
+        super().__init__(accelerator, checkpoint_io, precision_plugin, precision)
         self._parallel_devices = None if parallel_devices is None else list(parallel_devices)
         self._cluster_environment = cluster_environment
         self._process_group_backend, self._timeout = process_group_backend, timeout
@@ -172,8 +174,7 @@ class ParallelStrategy(Strategy, ABC):
         if self.watch is None and self.world_size > 1:
             self.watch = _watch_of(self)
         if self.watch is not None:
-            self.watch.place, self.watch.syncs_backward = self.place, self.syncs_backward
-            self.watch.begin()
+            self.watch.begin(self)
 
     def syncs_backward(self) -> bool:
         """Whether a backward pass exchanges gradients."""
@@ -222,6 +223,10 @@ class ParallelStrategy(Strategy, ABC):
         """The tensors of all processes, stacked along a new first dimension."""
         return distributed.all_gather(tensor, group, sync_grads)
 
+    def any_batches(self, has_batches: bool) -> bool:
+        """An evaluation is run on all processes if there are batches for any."""
+        return self.reduce_boolean_decision(has_batches, all=False)
+
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
         """Whether all (or any) of the processes decided for it."""
         return distributed.decide(decision, all, self.root_device)
@@ -232,9 +237,9 @@ class ParallelStrategy(Strategy, ABC):
         return any(hasattr(parameter, "device_mesh") for parameter in self.lightning_module.parameters())
 
     @property
-    def allows_inference_mode(self) -> bool:
-        """Not with spread parameters, nor over gloo, which writes into what it is given from another thread."""
-        return distributed.backend() != "gloo" and not self.saves_together
+    def allows_inference_mode(self) -> bool:  # type: ignore[override]
+        """Not over gloo, which writes into what it is given from another thread."""
+        return distributed.current_backend() != "gloo"
 
     # The end
 
@@ -262,8 +267,10 @@ def _watch_of(strategy: ParallelStrategy) -> Watch:
     """The watch of this process, which lives as long as its process group."""
     global _WATCH
     if _WATCH is None or _WATCH.world_size != strategy.world_size:
-        _WATCH = Watch(strategy.global_rank, strategy.world_size, strategy.environment.main_address)
+        address = strategy.environment.main_address if strategy.num_nodes > 1 else ""
+        _WATCH = Watch(strategy.global_rank, strategy.world_size, address)
         launcher = strategy.launcher
-        if isinstance(launcher, ScriptLauncher) and _WATCH.server is not None:
+        _WATCH.is_reported_elsewhere = isinstance(launcher, ProcessLauncher)
+        if isinstance(launcher, ScriptLauncher):
             launcher.on_end = _WATCH.child_ended
     return _WATCH

@@ -24,6 +24,7 @@ class SingleDeviceStrategy(Strategy):
         accelerator: Kind of the device; None is filled in when the plan is made.
         checkpoint_io: Writes and reads checkpoints; None for files written by `torch.save`.
         precision_plugin: In which precision the module computes; None for 32 bit.
+        precision: The same, under the name it has for `Fabric`.
     """
 
     strategy_name: ClassVar[str] = "single_device"
@@ -34,8 +35,9 @@ class SingleDeviceStrategy(Strategy):
         accelerator: Accelerator | None = None,
         checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
+        precision: Precision | None = None,
     ) -> None:
-        super().__init__(accelerator, checkpoint_io, precision_plugin)
+        super().__init__(accelerator, checkpoint_io, precision_plugin, precision)
         # an index means a CUDA device, also on a machine that has none
         self._root_device = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fulmen.fabric.watch.client import RankFailedError, Watch
+from fulmen.fabric.watch.client import RankFailedError, Watch, comes_from_another
 from fulmen.fabric.watch.stand import Stand, stand_of
 
-__all__ = ["RankFailedError", "Stand", "Watch", "stand_of"]
+__all__ = ["RankFailedError", "Stand", "Watch", "comes_from_another", "stand_of"]

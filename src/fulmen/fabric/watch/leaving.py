@@ -62,8 +62,9 @@ class Leaving:
     def take(self, message: Message) -> None:
         """A message of the server has come."""
         if "leave_after" in message:
-            self._after = message["leave_after"]
-            self._agreed.set()
+            if not self._agreed.is_set():  # the first answer counts, which is the same on all
+                self._after = message["leave_after"]
+                self._agreed.set()
         elif self._on_ask is not None and self._begun is not None:
             # told first, asked then: the main thread begins one more batch at most without having seen it
             self._on_ask(message["leave"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -42,7 +43,7 @@ class Look:
         if now != self._before:
             self._before = now
             self._seconds.clear()
-        self._seconds.append(processor_seconds(self.thread_id))
+        self._seconds.append(_processor_seconds(self.thread_id))
 
     @property
     def is_still(self) -> bool:
@@ -55,11 +56,8 @@ class Look:
         return self.is_still and self._seconds[-1] - self._seconds[0] < _IDLE_SECONDS
 
 
-def processor_seconds(thread_id: int) -> float:
-    """Processor time of a thread; of the whole process where the system does not say."""
-    if not hasattr(time, "pthread_getcpuclockid"):
+def _processor_seconds(thread_id: int) -> float:
+    """Processor time of the main thread; of the whole process where it is about another, which may end any time."""
+    if thread_id != threading.main_thread().ident or not hasattr(time, "pthread_getcpuclockid"):
         return time.process_time()
-    try:
-        return time.clock_gettime(time.pthread_getcpuclockid(thread_id))
-    except OSError:  # it has ended
-        return 0.0
+    return time.clock_gettime(time.pthread_getcpuclockid(thread_id))

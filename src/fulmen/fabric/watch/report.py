@@ -8,7 +8,7 @@ from typing import Any
 
 from fulmen.fabric.watch.stand import Stand
 
-KINDS = ("raised", "died", "left", "parted")
+_OTHERS = "Where the others stood:"
 
 
 def failure_of(rank: int, error: BaseException) -> dict[str, Any]:
@@ -31,16 +31,16 @@ def parting(stands: dict[int, Stand], left: set[int]) -> dict[str, Any]:
     return {"kind": "left" if left else "parted", "rank": min(left) if left else min(stands), "left": sorted(left)}
 
 
-def compose(failure: dict[str, Any], stands: dict[int, dict[str, str]], world_size: int) -> str:
+def compose(failure: dict[str, Any], stands: dict[int, dict[str, Any]], world_size: int) -> str:
     """The report, in lines for a terminal."""
     lines = [headline(failure, world_size)]
     if failure["kind"] == "raised":
         lines += ["", failure["traceback"].rstrip(), ""]
-    others = {rank: Stand(**stand) for rank, stand in sorted(stands.items())}
+    others = {rank: Stand.from_dict(stand) for rank, stand in sorted(stands.items())}
     if failure["kind"] not in ("parted", "left"):
         others.pop(failure["rank"], None)
     if others:
-        lines.append("Where the processes stood:" if failure["kind"] == "parted" else "Where the others stood:")
+        lines.append("Where the processes stood:" if failure["kind"] == "parted" else _OTHERS)
         lines += [f"  rank {rank}: {stand.describe()}" for rank, stand in others.items()]
     if failure["kind"] in ("parted", "left"):
         lines.append(
@@ -48,6 +48,11 @@ def compose(failure: dict[str, Any], stands: dict[int, dict[str, str]], world_si
             " lengths, and for a branch that only some ranks take (a `self.log(..., sync_dist=True)`, a return)."
         )
     return "\n".join(lines)
+
+
+def others_in(report: str) -> str:
+    """The part of a report that says where the others stood; empty if it says nothing of them."""
+    return report[report.find(_OTHERS) :] if _OTHERS in report else ""
 
 
 def headline(failure: dict[str, Any], world_size: int) -> str:

@@ -92,7 +92,7 @@ def stand_of(frame: FrameType | None, place: str = "", syncs_backward: bool = Tr
         is_idle: Whether the thread does not compute. The frames of a step look the same while it computes.
     """
     line = ""
-    innermost, may_wait = frame, True
+    innermost, may_wait, only_exchanges = frame, True, True
     found: dict[str, Any] = {}
     while frame is not None:
         file = frame.f_code.co_filename
@@ -103,7 +103,9 @@ def stand_of(frame: FrameType | None, place: str = "", syncs_backward: bool = Tr
         elif may_wait and not file.startswith(_TORCH):
             may_wait = False
         elif may_wait and not found:
-            found = _exchange(frame, file, frame is innermost, syncs_backward, is_idle)
+            only_exchanges = only_exchanges and file.startswith((_DISTRIBUTED, _DDP))
+            alone = frame is innermost or only_exchanges
+            found = _exchange(frame, file, alone, syncs_backward, is_idle)
         frame = frame.f_back
     return Stand(line=line, place=place, **found)
 
@@ -113,20 +115,25 @@ def main_frame(thread_id: int) -> FrameType | None:
     return sys._current_frames().get(thread_id)
 
 
-def _exchange(
-    frame: FrameType, file: str, is_innermost: bool, syncs_backward: bool, is_idle: bool
-) -> dict[str, Any]:
-    """The exchange that a frame of torch's waits in, as arguments of a `Stand`; empty if it is none."""
+def _exchange(frame: FrameType, file: str, alone: bool, syncs_backward: bool, is_idle: bool) -> dict[str, Any]:
+    """The exchange that a frame of torch's waits in, as arguments of a `Stand`; empty if it is none.
+
+    Args:
+        frame: The frame.
+        file: Its file.
+        alone: Whether no computing of torch's runs below it.
+        syncs_backward: Whether a backward pass exchanges gradients.
+        is_idle: Whether the thread does not compute.
+    """
     name = frame.f_code.co_name
     if file == _C10D and not name.startswith("_"):
         return {"collective": name, "ranks": _ranks_of(frame)}
     if not is_idle:
         return {}
     if file == _BACKWARD and name == "_engine_run_backward":
-        return {"collective": "backward", "in_step": True} if is_innermost and syncs_backward else {}
+        return {"collective": "backward", "in_step": True} if alone and syncs_backward else {}
     if file == _DDP:
-        # the wrapped forward runs below it
-        return {"collective": "forward", "in_step": True} if is_innermost and syncs_backward else {}
+        return {"collective": "DistributedDataParallel", "in_step": True} if alone else {}
     if file.startswith(_IN_A_STEP) and not name.startswith("_"):
         return {"collective": name, "in_step": True}
     return {}
