@@ -23,11 +23,12 @@ from typing import Any
 from report import machine, table, versions
 
 HERE = Path(__file__).parent
-PARTS = {"overhead": "Cost of a step", "digits": "A whole job", "imports": "Import"}
+PARTS = {"overhead": "Cost of a step", "digits": "A whole job", "imports": "Import", "distributed": "Two processes"}
 QUICK = {
     "overhead": ["--rounds", "3", "--steps", "200"],
     "digits": ["--rounds", "1", "--epochs", "5"],
     "imports": ["--rounds", "1"],
+    "distributed": ["--rounds", "1", "--seconds", "0.1"],
 }
 NOTES = """\
 - Cost of a step: raw, A, raw, B, ... in one process on one thread; a row is the median over rounds of A minus the mean
@@ -37,6 +38,8 @@ NOTES = """\
 - A whole job: start of the process to its end, the programs in turn; "over raw" is the median of the differences within
   a round. No progress bar and no model summary in any of them. Peak memory is the kernel's maximum resident set.
 - Import: torch first, then the framework, in fresh processes, in turn; files compiled and cached.
+- Two processes: by hand and through the Trainer in the same processes, in turn, a barrier before and after each run; a
+  row is the median over rounds of the speed over that of its two neighbours by hand, (long run - short run) / steps.
 - Rows that could not be measured say why. A raw loop is what a careful person writes by hand."""
 
 Results = dict[str, dict[str, Any]]
@@ -61,6 +64,11 @@ def _median(name: str) -> Callable[[dict[str, Any]], float]:
 
 _accuracy_over_raw = _median("accuracy_over_raw")
 
+
+def _percent_slower(row: dict[str, Any]) -> float:
+    return 100 * (1 - float(row["ratio"]["median"]))
+
+
 GOALS = (
     Goal("step over raw, everything off", 10, "us", "overhead", "fulmen-off", lambda row: row["median"]),
     Goal("step over raw, self.log", 20, "us", "overhead", "fulmen-log", lambda row: row["median"]),
@@ -70,6 +78,10 @@ GOALS = (
     Goal("test accuracy below raw", 0, "", "digits", "fulmen", lambda row: -round(_accuracy_over_raw(row), 6)),
     Goal("import beyond torch", 100, "ms", "imports", "fulmen", _median("milliseconds")),
     Goal("modules loaded beyond torch", 150, "", "imports", "fulmen", lambda row: row["modules"]),
+    Goal("2 processes, DDP small: slower than by hand", 2, "%", "distributed", "ddp-small", _percent_slower),
+    Goal("2 processes, DDP middle: slower than by hand", 2, "%", "distributed", "ddp-middle", _percent_slower),
+    Goal("2 processes, FSDP2 small: slower than by hand", 2, "%", "distributed", "fsdp-small", _percent_slower),
+    Goal("2 processes, FSDP2 middle: slower than by hand", 2, "%", "distributed", "fsdp-middle", _percent_slower),
 )
 
 

@@ -59,6 +59,7 @@ _IMPORTED_ONCE = [
     "pytest",
     "hypothesis",
     "torch.distributed.fsdp",
+    "torch._dynamo",  # brought by the first optimizer
 ]
 _SECONDS_AFTER_A_FAILURE = 2.0
 _SECONDS_TO_SAY_WHERE = 0.3

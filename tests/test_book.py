@@ -456,3 +456,15 @@ def test_the_silent_book_takes_nothing():
         book.log("x", object(), ())
     book.log("x", object(), ())
     assert book.callback_metrics == {}
+
+
+def test_what_is_logged_once_an_epoch_has_no_weight_of_a_batch():
+    book = Book()
+    book.page = book.page_of("training_step")
+    book.stamp, book.batch = 1, torch.ones(5)
+    book.log("x", 1.0, tuple(Options(on_epoch=True)))
+    book.opener("on_train_epoch_end")()
+    book.log("y", 1.0, tuple(Options()))
+    book.log("y", 5.0, tuple(Options()), batch_size=3)
+    book.end("train")
+    assert book.callback_metrics["y"] == 4

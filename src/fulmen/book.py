@@ -206,7 +206,11 @@ class Book:
                 page = pages[self.dataloader_idx] = self.page_of(hook, self.dataloader_idx)
             self.page = page
 
-        return turn
+        def turn_away_from_batch(*_: Any) -> None:
+            turn()
+            self.batch_size = None  # of the last batch, with which what is logged once an epoch has nothing to do
+
+        return turn_away_from_batch if LOG_RULES.get(hook) == "epoch" else turn
 
     def close(self) -> None:
         """No page is open: logging is refused until a hook runs."""

@@ -11,6 +11,7 @@ __all__ = ["available", "need"]
 
 # import name -> the extra of fulmen that brings it
 _EXTRAS = {
+    "deepspeed": "deepspeed",
     "fastapi": "serve",
     "fsspec": "remote",
     "jsonargparse": "cli",
@@ -19,6 +20,7 @@ _EXTRAS = {
     "onnxscript": "onnx",
     "sklearn": "demo",
     "tensorboard": "tensorboard",
+    "torchao": "fp8",
     "tqdm": "tqdm",
     "psutil": "stats",
     "uvicorn": "serve",

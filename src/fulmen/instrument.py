@@ -62,6 +62,13 @@ class Instruments:
         # owner -> attribute -> what it was (or that there was none), and what stands there now
         self._swapped: WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but what was swapped, which belongs to this process."""
+        return self.__dict__ | {"_swapped": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_swapped": WeakKeyDictionary()})
+
     def add(self, instrument: Instrument) -> Callable[[], None]:
         """Lets ``instrument`` watch from now on, also in the middle of a run.
 

@@ -10,7 +10,6 @@ from glob import escape
 from typing import TYPE_CHECKING, Any
 
 from fulmen.extras import available
-from fulmen.fabric.environments import SLURMEnvironment
 from fulmen.paths import exists, join, modified, names_in
 from fulmen.ranks import rank_zero_warn
 
@@ -119,6 +118,8 @@ def _newest_last(trainer: Trainer) -> str | None:
 
 def _was_requeued(trainer: Trainer) -> bool:
     """Whether SLURM runs this job once more, and the run before has left a checkpoint for it."""
+    from fulmen.fabric.environments.slurm import SLURMEnvironment
+
     if not isinstance(trainer.plan.cluster_environment, SLURMEnvironment):
         return False
     return bool(_numbered(trainer.default_root_dir))

@@ -14,10 +14,32 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from fulmen.errors import SIGTERMException
 from fulmen.ranks import rank_zero_info
+from fulmen.states import TrainerFn
 
 if TYPE_CHECKING:
     from fulmen.fabric.watch.leaving import Leaving
+    from fulmen.trainer import Trainer
+
+
+def leave(trainer: Trainer) -> None:
+    """Ends a run at a safe point, unless the other processes come to theirs later.
+
+    In an evaluation they are not in step, so that the one inside fit is brought to its end.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C.
+        SIGTERMException: After SIGTERM.
+    """
+    in_fit = trainer.state.fn == TrainerFn.FITTING
+    if in_fit and trainer.evaluating and trainer.world_size > 1:
+        return
+    if trainer.signals.goes_on(trainer.fit_loop.count_begun(), in_step=in_fit):
+        return
+    if trainer.signals.sigint:
+        raise KeyboardInterrupt
+    raise SIGTERMException
 
 
 class Signals:

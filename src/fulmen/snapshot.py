@@ -16,10 +16,11 @@ from fulmen.checkpoint.format import LOOPS, explain_mismatch, versions
 from fulmen.checkpoint.hyperparameters import dump_hyperparameters
 from fulmen.checkpoint.migration import migrate
 from fulmen.errors import CheckpointError
+from fulmen.fabric.distributed import all_gather_object, is_alone
 from fulmen.fabric.seed import capture_random
 from fulmen.loops.fit import FitLoop, check_epoch_limit
 from fulmen.progress import Progress
-from fulmen.ranks import rank_zero_warn
+from fulmen.ranks import rank_zero_info, rank_zero_warn
 from fulmen.states import RestartStage
 
 if TYPE_CHECKING:
@@ -58,13 +59,33 @@ def dump(trainer: Trainer, weights_only: bool = False) -> dict[str, Any]:
             checkpoint.update(dump_hyperparameters(owner))
     if datamodule is not None and (state := datamodule.state_dict()):
         checkpoint[type(datamodule).__qualname__] = state
-    checkpoint["fulmen"] = {**ours, "random": capture_random(), "fit": position}
+    checkpoint["fulmen"] = {**ours, **dump_random(trainer), "fit": position}
     if not weights_only:
         for call in trainer.hooks.on_save_checkpoint:
             call(checkpoint)
     else:
         module.on_save_checkpoint(checkpoint)
     return checkpoint
+
+
+def check_together(trainer: Trainer, path: Any) -> None:
+    """Refuses to save what is spread over processes that do not work together any more.
+
+    Raises:
+        RuntimeError: A failure is being handled, and each process has only a part of the state.
+    """
+    if is_alone() and trainer.strategy.saves_together:
+        raise RuntimeError(
+            f"The checkpoint {str(path)!r} was not written: the state is spread over {trainer.world_size} processes,"
+            " which do not work together any more after a failure."
+        )
+
+
+def dump_random(trainer: Trainer) -> dict[str, Any]:
+    """The state of the random generators; of several processes also that of the others."""
+    states = all_gather_object(capture_random(), name="random states") if trainer.world_size > 1 else [capture_random()]
+    others = {"random_of_others": states[1:]} if len(states) > 1 else {}
+    return {"random": states[0], **others}
 
 
 def dump_weights(trainer: Trainer) -> dict[str, Any]:
@@ -135,9 +156,12 @@ def _counts(total: int, current: int, *more: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- restoring
 
 
-def load(trainer: Trainer, path: Any, weights_only: bool | None) -> dict[str, Any]:
-    """Reads a checkpoint, in the current layout."""
-    return migrate(trainer.strategy.load_checkpoint(path, weights_only=weights_only))
+def restore(trainer: Trainer, path: str, weights_only: bool | None) -> dict[str, Any]:
+    """Reads a checkpoint, and puts back what a run has before its optimizers; returns it in the current layout."""
+    checkpoint = migrate(trainer.strategy.load_checkpoint(path, weights_only=weights_only))
+    restore_module(trainer, checkpoint)
+    rank_zero_info(f"Restored from {path}.")
+    return checkpoint
 
 
 def restore_module(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
@@ -242,7 +266,10 @@ def restore_fit(fit: FitLoop, state: dict[str, Any], checkpoint: dict[str, Any],
     position = ours.get("fit", theirs)
     batches = fit.batch_progress.current
     in_batch_end = batches.completed < batches.processed
-    fit.load_position({**position, "random": ours.get("random")}, manual)
+    # a process that was not there keeps its own
+    states = [ours.get("random"), *ours.get("random_of_others", ())]
+    rank = fit.trainer.global_rank
+    fit.load_position({**position, "random": states[rank] if rank < len(states) else None}, manual)
     fit.restart_stage = restart_stage(fit, in_batch_end, bool(theirs["is_last"]))
 
 

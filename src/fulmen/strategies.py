@@ -8,9 +8,28 @@ from fulmen.fabric import strategies
 from fulmen.fabric.strategies import SingleDeviceStrategy, Strategy, StrategyRegistry
 
 if TYPE_CHECKING:
-    from fulmen.fabric.strategies import DDPStrategy, FSDPStrategy, ParallelStrategy
+    from fulmen.fabric.strategies import (
+        DDPStrategy,
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        ModelParallelStrategy,
+        ParallelStrategy,
+        SingleDeviceXLAStrategy,
+        XLAStrategy,
+    )
 
-__all__ = ["DDPStrategy", "FSDPStrategy", "ParallelStrategy", "SingleDeviceStrategy", "Strategy", "StrategyRegistry"]
+__all__ = [
+    "DDPStrategy",
+    "DeepSpeedStrategy",
+    "FSDPStrategy",
+    "ModelParallelStrategy",
+    "ParallelStrategy",
+    "SingleDeviceStrategy",
+    "SingleDeviceXLAStrategy",
+    "Strategy",
+    "StrategyRegistry",
+    "XLAStrategy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 
 from fulmen import assemble, resume, settings, snapshot
-from fulmen.book import Book, SilentBook
 from fulmen.clock import Clock
 from fulmen.compiled import keep_logging_out
 from fulmen.describe import describe
@@ -37,15 +36,16 @@ from fulmen.module import LightningModule
 from fulmen.optim import LightningOptimizer, configure, wrapped
 from fulmen.owners import set_up_owners, share_versions
 from fulmen.publish import Publisher
-from fulmen.ranks import rank_zero_info, show_information
-from fulmen.signals import Signals
+from fulmen.ranks import show_information
+from fulmen.shared_book import new_book
+from fulmen.signals import Signals, leave
 from fulmen.sources import DataSources
 from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from fulmen.timings import Timings
 from fulmen.traceback import place, show_user_first, tell_notes
 from fulmen.trigger import Every
 from fulmen.unpack import datamodule_and_loaders, lightning_module
-from fulmen.verify import verify
+from fulmen.verify import returns_predictions, verify
 from fulmen.view import restore_process_flags
 
 
@@ -167,7 +167,7 @@ class Trainer(Publisher):
     def _make_parts(self, limits: dict[str, Any]) -> None:
         """The parts that hold the state of the runs, as they are before the first one."""
         self.state = TrainerState()
-        self.book = SilentBook() if self.barebones else Book()
+        self.book = new_book(self.barebones, self.strategy.world_size)
         self.hooks = HookTable()
         self.data = DataSources(self)
         self.signals = Signals()
@@ -280,7 +280,8 @@ class Trainer(Publisher):
             model: The module; None for the one of the last run.
             dataloaders: The data: a loader, or several in a list.
             datamodule: The source of the data, instead of loaders.
-            return_predictions: Whether the outputs are collected and returned (default yes).
+            return_predictions: Whether the outputs are collected and returned; by default yes, unless the processes
+                are spawned or forked, whose outputs do not come back.
             ckpt_path: Checkpoint whose weights predict: a path or URL, "last" or "best".
             weights_only: As for ``torch.load``.
 
@@ -289,7 +290,7 @@ class Trainer(Publisher):
         """
         module = lightning_module(model, "predict", self.strategy.lightning_module)
         datamodule, loaders = datamodule_and_loaders("predict", datamodule, predict=dataloaders)
-        self.predict_loop.return_predictions = return_predictions is not False
+        self.predict_loop.return_predictions = returns_predictions(self, return_predictions)
         result: list[Any] | None = self._start(
             TrainerFn.PREDICTING,
             RunningStage.PREDICTING,
@@ -401,7 +402,7 @@ class Trainer(Publisher):
         self._set_up_owners()
         checkpoint = None
         if path is not None and not self.strategy.restore_checkpoint_after_setup:
-            checkpoint = self._restore(path, weights_only)
+            checkpoint = snapshot.restore(self, path, weights_only)
         self.book.forget()
         self.strategy.setup(self)
         self.book.device = self.strategy.root_device
@@ -412,18 +413,11 @@ class Trainer(Publisher):
     def _set_up_owners(self) -> None:
         set_up_owners(self)
 
-    def _restore(self, path: str, weights_only: bool | None) -> dict[str, Any]:
-        """Loads module, datamodule and callbacks from a checkpoint, and gives it back."""
-        checkpoint = snapshot.load(self, path, weights_only)
-        snapshot.restore_module(self, checkpoint)
-        rank_zero_info(f"Restored from {path}.")
-        return checkpoint
-
     def _ready(self, checkpoint: dict[str, Any] | None, weights_only: bool | None) -> None:
         """The last things before the loop: hyperparameters to the loggers, training state from the checkpoint."""
         log_hyperparameters(self)
         if checkpoint is None and self._loaded_from is not None:
-            checkpoint = self._restore(self._loaded_from, weights_only)
+            checkpoint = snapshot.restore(self, self._loaded_from, weights_only)
         if checkpoint is not None:
             snapshot.restore_training(self, checkpoint)
         self.recompile_hooks()
@@ -487,18 +481,8 @@ class Trainer(Publisher):
         self.lightning_optimizers = wrapped(self.strategy.optimizers, self.lightning_module)
 
     def leave_on_signal(self) -> None:
-        """Ends the run at a safe point after SIGTERM or Ctrl-C; with several processes it may be a later one.
-
-        They are not in step in an evaluation, so that the one inside fit is brought to its end.
-        """
-        in_fit = self.state.fn == TrainerFn.FITTING
-        if in_fit and self.evaluating and self.world_size > 1:
-            return
-        if self.signals.goes_on(self.fit_loop.count_begun(), in_step=in_fit):
-            return
-        if self.signals.sigint:
-            raise KeyboardInterrupt
-        raise SIGTERMException
+        """Ends the run at a safe point after SIGTERM or Ctrl-C; with several processes it may be a later one."""
+        leave(self)
 
     # ------------------------------------------------------------------------------------------------ for users
 
@@ -517,11 +501,7 @@ class Trainer(Publisher):
                 "`Trainer.save_checkpoint` saves a run, but no model is attached. Call it after `fit` (or validate,"
                 " test)."
             )
-        if distributed.is_alone() and self.strategy.saves_together:
-            raise RuntimeError(
-                f"The checkpoint {str(filepath)!r} was not written: the state is spread over {self.world_size}"
-                " processes, which do not work together any more after a failure."
-            )
+        snapshot.check_together(self, filepath)
         # a checkpoint may be taken in the middle of a hook, in which `self.log` works again afterwards
         checkpoint = opened(self.book, "on_save_checkpoint", snapshot.dump)(self, bool(weights_only))
         self.strategy.save_checkpoint(checkpoint, filepath, storage_options=storage_options)

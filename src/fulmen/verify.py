@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
+from fulmen.fabric.errors import PluginTypeError
 from fulmen.hooks import overrides
 from fulmen.loops.signature import requires_optimizer_idx, takes_dataloader_iter
 from fulmen.module import LightningModule
@@ -33,8 +34,11 @@ def verify(trainer: Trainer, module: LightningModule) -> None:
     Raises:
         MisconfigurationException: The module misses a method, or the settings contradict each other.
         NotImplementedError: The module has a hook of an older API.
+        TypeError: The strategy needs `configure_model`, which the module does not define.
     """
     _check_configure_model(module)
+    if trainer.strategy.needs_configure_model:
+        _require_configure_model(trainer, module)
     _warn_drawing_steps(module)
     asked = str(trainer.state.fn)
     _check_removed(module, _REMOVED.get(asked, ()))
@@ -50,6 +54,23 @@ def verify(trainer: Trainer, module: LightningModule) -> None:
             )
     else:
         _require(module, "validation_step" if asked == "validate" else "test_step", asked)
+
+
+def returns_predictions(trainer: Trainer, asked: bool | None) -> bool:
+    """Whether the outputs of a prediction are returned: by default if they come about in this process.
+
+    Raises:
+        MisconfigurationException: They are asked for, and come about in others.
+    """
+    launcher = trainer.strategy.launcher
+    if launcher is None or launcher.runs_here:
+        return asked is not False
+    if asked:
+        raise MisconfigurationException(
+            "`return_predictions=True`: the outputs stay in processes that are spawned or forked. Write them with a"
+            " `BasePredictionWriter`, or type: strategy='ddp'"
+        )
+    return False
 
 
 def _require(module: LightningModule, name: str, asked: str) -> None:
@@ -82,6 +103,16 @@ def _check_configure_model(module: LightningModule) -> None:
             " `configure_model`."
         )
     rank_zero_deprecation(f"`{name}.configure_sharded_model` is deprecated. Rename it: `configure_model`.")
+
+
+def _require_configure_model(trainer: Trainer, module: LightningModule) -> None:
+    if not overrides(module, "configure_model", LightningModule):
+        raise PluginTypeError(
+            f"`{type(trainer.strategy).__name__}` leaves it to the module how it is spread over processes, and"
+            f" `{type(module).__name__}` does not say it. Add\n    def configure_model(self):"
+            ' parallelize_module(self.network, self.device_mesh["tensor_parallel"], plan)',
+            subject=module,
+        )
 
 
 def _warn_drawing_steps(module: LightningModule) -> None:

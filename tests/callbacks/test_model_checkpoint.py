@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fulmen
-from fulmen.callbacks import Checkpoint, ModelCheckpoint, model_checkpoint
+from fulmen.callbacks import Checkpoint, ModelCheckpoint
 from fulmen.callbacks.model_checkpoint import _link
 from fulmen.errors import MisconfigurationException
 

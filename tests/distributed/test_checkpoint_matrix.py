@@ -15,16 +15,17 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, TensorDataset
 
-from fulmen import LightningModule, Trainer
-from fulmen.callbacks import ModelCheckpoint
+from fulmen import Fabric, LightningModule, Trainer
+from fulmen.callbacks import EMAWeightAveraging, ModelCheckpoint
 from fulmen.checkpoint import shards
 from fulmen.checkpoint.asynchronous import AsyncCheckpointIO
 from fulmen.checkpoint.consolidate import consolidate
 from fulmen.checkpoint.sharded import is_sharded, load_sharded, read_sharded, save_sharded
 from fulmen.checkpoint.store import read
-from fulmen.strategies import FSDPStrategy
+from fulmen.strategies import FSDPStrategy, ModelParallelStrategy
 from nested import same
 from processes import RanksFailed, run_ranks
 
@@ -34,13 +35,22 @@ STRATEGIES = {
     "ddp": lambda: "ddp",
     "fsdp": lambda: FSDPStrategy(state_dict_type="sharded"),
     "fsdp-full": lambda: FSDPStrategy(state_dict_type="full"),
+    "mesh": lambda: ModelParallelStrategy(*mesh_of(dist.get_world_size())),
+    "mesh-full": lambda: ModelParallelStrategy(*mesh_of(dist.get_world_size()), save_distributed_checkpoint=False),
 }
+PLAN = {"first": ColwiseParallel(), "last": RowwiseParallel()}
+
+
+def mesh_of(size):
+    """Sizes of the data and of the tensor dimension."""
+    return (2, 2) if size == 4 else (1, size)
 
 
 class Net(LightningModule):
-    def __init__(self):
+    def __init__(self, on_mesh=False):
         super().__init__()
         torch.manual_seed(0)
+        self.on_mesh = on_mesh
         self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 2)
         self.unused = nn.Linear(2, 2)
         self.unused.requires_grad_(False)
@@ -49,6 +59,11 @@ class Net(LightningModule):
 
     def forward(self, x):
         return self.last(torch.tanh(self.first(x)))
+
+    def configure_model(self):
+        if self.on_mesh:
+            parallelize_module(self, self.device_mesh["tensor_parallel"], PLAN)
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
 
     def training_step(self, batch, batch_idx):
         loss = nn.functional.mse_loss(self(batch[0]), batch[1])
@@ -69,7 +84,7 @@ def batches():
 
 
 def train(strategy, devices, epochs, folder, ckpt_path=None, **settings):
-    """The losses of a run, and where it left its checkpoint."""
+    """The losses of a run, and where it left its checkpoint; one that goes on leaves none."""
     callback = ModelCheckpoint(folder, filename="saved", save_top_k=1 if ckpt_path is None else 0)
     trainer = Trainer(
         strategy=STRATEGIES[strategy](),
@@ -80,7 +95,7 @@ def train(strategy, devices, epochs, folder, ckpt_path=None, **settings):
         **QUIET,
         **settings,
     )
-    module = Net()
+    module = Net(on_mesh=strategy.startswith("mesh"))
     trainer.fit(module, batches(), ckpt_path=ckpt_path)
     return module.losses, callback.best_model_path
 
@@ -89,8 +104,9 @@ def save_in_rank(strategy, folder):
     return train(strategy, dist.get_world_size(), 1, folder)[1]
 
 
-def go_on_in_rank(strategy, folder, paths):
-    return {name: train(strategy, dist.get_world_size(), 2, folder, path)[0] for name, path in paths.items()}
+def go_on_in_rank(strategy, paths):
+    size = dist.get_world_size()
+    return {name: train(strategy, size, 2, Path(path).parent, path)[0] for name, path in paths.items()}
 
 
 class Saved:
@@ -110,7 +126,7 @@ class Saved:
 
     def check(self, strategy, size, *savers):
         paths = {saver: self.by(*saver) for saver in savers}
-        for losses in run_ranks(go_on_in_rank, size, strategy, self.root, paths):
+        for losses in run_ranks(go_on_in_rank, size, strategy, paths):
             for saver, found in losses.items():
                 assert found == pytest.approx(self.expected, rel=1e-5), saver
 
@@ -118,6 +134,12 @@ class Saved:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     return Saved(tmp_path_factory.mktemp("saved"))
+
+
+def layout(checkpoint):
+    """The shapes of all but what only fulmen knows: that depends on how many have loaded the data."""
+    assert list(checkpoint)[-1] == "fulmen"
+    return shapes({key: value for key, value in checkpoint.items() if key != "fulmen"})
 
 
 def shapes(tree):
@@ -130,14 +152,14 @@ def shapes(tree):
 
 
 SAVERS = [(strategy, size) for strategy in STRATEGIES for size in (1, 2, 4)]
-SOME = [("fsdp", 2), ("fsdp-full", 2), ("ddp", 2)]
+SOME = [("fsdp", 2), ("fsdp-full", 2), ("mesh", 2), ("ddp", 2)]
 
 
 def assert_is_that_of_one_process(saved, saver):
     path = saved.by(*saver)
     assert is_sharded(path) == (not saver[0].endswith(("ddp", "full")))
     found, expected = read(path), saved.single
-    assert shapes(found) == shapes(expected)
+    assert layout(found) == layout(expected)
     for key in ("state_dict", "optimizer_states"):
         torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
     for key in ("epoch", "global_step", "loops", "lr_schedulers"):
@@ -158,11 +180,11 @@ def test_every_checkpoint_is_that_of_one_process(saved, saver):
 def test_the_consolidated_file_is_that_of_one_process(saved, tmp_path):
     path = saved.by("fsdp", 2)
     found = torch.load(consolidate(path, tmp_path / "whole.ckpt"), weights_only=True)
-    assert shapes(found) == shapes(saved.single)
+    assert layout(found) == layout(saved.single)
     assert same(found, read(path))
 
 
-@pytest.mark.parametrize(("strategy", "size"), [("ddp", 1), ("fsdp", 2)])
+@pytest.mark.parametrize(("strategy", "size"), [("ddp", 1), ("fsdp", 2), ("mesh", 2)])
 def test_a_run_goes_on(saved, strategy, size):
     saved.check(strategy, size, *SOME)
 
@@ -177,6 +199,72 @@ def test_every_run_goes_on(saved, strategy, size):
 def test_weights_are_loaded_without_processes(saved):
     module = Net.load_from_checkpoint(saved.by("fsdp", 2))
     torch.testing.assert_close(dict(module.state_dict()), dict(saved.single["state_dict"]), rtol=1e-5, atol=1e-6)
+
+
+def average_in_rank(folder, epochs, ckpt_path=None):
+    size = dist.get_world_size()
+    module, callback = Net(), ModelCheckpoint(folder, filename="saved", save_top_k=1 if ckpt_path is None else 0)
+    trainer = Trainer(
+        strategy=STRATEGIES["fsdp"](),
+        devices=size,
+        max_epochs=epochs,
+        callbacks=[EMAWeightAveraging(decay=0.5), callback],
+        use_distributed_sampler=False,
+        **QUIET,
+    )
+    trainer.fit(module, batches(), ckpt_path=ckpt_path)
+    weight = module.first.weight.full_tensor()
+    return module.losses, weight.detach(), callback.best_model_path
+
+
+@pytest.mark.slow
+def test_averages_are_sharded_too(tmp_path):
+    path = run_ranks(average_in_rank, 2, tmp_path, 1)[0][2]
+    checkpoint = read_sharded(path)
+    assert not torch.equal(*(checkpoint[key]["first.weight"] for key in ("state_dict", "current_model_state")))
+    losses, weight, _ = run_ranks(average_in_rank, 1, tmp_path, 2, path)[0]
+    uninterrupted, expected, _ = run_ranks(average_in_rank, 3, tmp_path / "whole", 2)[0]
+    assert losses == pytest.approx(uninterrupted[3:], rel=1e-5)
+    torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ a loop of one's own
+
+
+def loop(strategy, devices, path, load):
+    """Two steps, of which the first is saved or loaded; gives the loss of the second."""
+    fabric = Fabric(accelerator="cpu", strategy=strategy, devices=devices)
+    fabric.launch()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    model, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9 if path.suffix else 0))
+    state = {"model": model, "optimizer": optimizer, "step": 0}
+    for step in range(2):
+        if step == 1 and load:
+            assert fabric.load(path, state) == {}
+            assert state["step"] == 1
+        loss = model(torch.ones(2, 4) * (step + 1)).square().mean()
+        if step == 0 and load:
+            continue
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            fabric.save(path, state | {"step": 1})
+    return loss.item()
+
+
+def loop_in_rank(path, load):
+    return loop(STRATEGIES["fsdp"](), dist.get_world_size(), path, load)
+
+
+@pytest.mark.parametrize("name", ["with.momentum", "without"])
+def test_fabric_saves_and_loads_shards(tmp_path, name):
+    expected = loop("auto", 1, tmp_path / f"single-{name}", load=False)
+    assert run_ranks(loop_in_rank, 2, tmp_path / name, False) == pytest.approx([expected] * 2, rel=1e-5)
+    assert is_sharded(tmp_path / name)
+    assert loop("auto", 1, tmp_path / name, load=True) == pytest.approx(expected, rel=1e-5)
+    assert run_ranks(loop_in_rank, 3, tmp_path / name, True) == pytest.approx([expected] * 3, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong

@@ -1,11 +1,13 @@
 """Collectives of Fabric: what goes in comes out, numbers as tensors."""
 
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from fulmen import Fabric
+from fulmen.fabric.processes import _report_uncaught
 from fulmen.fabric.strategies import SingleDeviceStrategy
 
 
@@ -76,3 +78,26 @@ def test_to_device():
     moved = run.to_device({"x": [torch.ones(1, device="cpu")], "y": 3})
     assert moved["x"][0].device == run.device
     assert moved["y"] == 3
+
+
+def test_an_exception_that_nobody_catches_is_explained(monkeypatch):
+    shown = []
+
+    class Explains(SingleDeviceStrategy):
+        def explain(self, error):
+            return RuntimeError(f"because of {error}")
+
+    monkeypatch.setattr(sys, "excepthook", lambda *args: shown.append(args))
+    before = sys.excepthook
+    _report_uncaught(Explains())
+    error = ValueError("this")
+    sys.excepthook(ValueError, error, None)
+    (kind, explained, traceback), *rest = shown
+    assert (kind, str(explained), traceback, rest) == (RuntimeError, "because of this", None, [])
+    assert sys.excepthook is before
+
+
+def test_on_one_device_nobody_explains(monkeypatch):
+    before = sys.excepthook
+    Fabric(accelerator="cpu").launch()
+    assert sys.excepthook is before

@@ -44,3 +44,14 @@ def test_names_are_taken_once_unless_overridden():
     assert registry.get("small").watts == 7
     with pytest.raises(TypeError, match="string"):
         registry.register(3, Lamp)
+
+
+def test_the_names_of_a_class_are_found_without_importing_it():
+    registry = Registry("lamp")
+    registry.register("small", Lamp, watts=5)
+    registry.register_lazily("far", f"{Lamp.__module__}:{Lamp.__qualname__}", watts=7)
+    registry.register_lazily("other", "a_module_that_is_not_there:Lamp")
+    assert [(name, entry.init_params["watts"]) for name, entry in registry.entries_of(Lamp)] == [
+        ("small", 5),
+        ("far", 7),
+    ]

@@ -12,7 +12,12 @@ import torch
 
 from fulmen.demos import BoringModel
 from fulmen.extras import available
-from fulmen.utilities.deepspeed import CPU_DEVICE, convert_zero_checkpoint_to_fp32_state_dict, ds_checkpoint_dir
+from fulmen.utilities.deepspeed import (
+    CPU_DEVICE,
+    convert_zero_checkpoint_to_fp32_state_dict,
+    ds_checkpoint_dir,
+    read_zero_checkpoint,
+)
 
 
 @pytest.fixture
@@ -26,6 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
     for rank in range(2):
         name = f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
         torch.save(ours | theirs | {"optimizer": None}, folder / "checkpoint" / name)
+        (folder / "checkpoint" / name.replace("model", "optim")).touch()
     return folder
 
 
@@ -80,3 +86,12 @@ def test_pieces_that_are_missing(checkpoint: Path, calls: list[Any], tmp_path: P
 def test_it_needs_deepspeed(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ModuleNotFoundError, match="pip install deepspeed"):
         convert_zero_checkpoint_to_fp32_state_dict(checkpoint, tmp_path / "whole.ckpt")
+
+
+def test_a_checkpoint_of_which_nothing_is_divided(checkpoint: Path, calls: list[Any]) -> None:
+    for piece in (checkpoint / "checkpoint").glob("*_optim_states.pt"):
+        piece.unlink()
+    state = read_zero_checkpoint(checkpoint)
+    assert calls == []
+    assert list(state["state_dict"]) == ["layer.weight"]
+    assert state["epoch"] == 3

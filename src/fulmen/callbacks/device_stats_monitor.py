@@ -43,7 +43,7 @@ class DeviceStatsMonitor(Callback):
         """Batches are of no interest when nothing is logged."""
         if hook == "setup":
             return True
-        return trainer.logs_by_step and self._has_stats(trainer)
+        return trainer.is_global_zero and trainer.logs_by_step and self._has_stats(trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there is a logger, and reads the stats once: what is missing shows before training begins."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,9 +13,11 @@ from torch.nn.utils import prune
 
 from fulmen.callback import Callback
 from fulmen.errors import MisconfigurationException
+from fulmen.fabric.seed import isolate_rng
 from fulmen.ranks import rank_zero_info
 
 if TYPE_CHECKING:
+    from fulmen.fabric.strategies import Strategy
     from fulmen.module import LightningModule
     from fulmen.trainer import Trainer
 
@@ -196,19 +199,23 @@ class ModelPruning(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes, if it is to be done here."""
         if self._prune_on_train_epoch_end:
-            self._run(trainer.current_epoch)
+            self._run(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prunes, if it is to be done here."""
         if not self._prune_on_train_epoch_end and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._run(trainer.current_epoch)
+            self._run(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Multiplies the masks into the weights."""
         if self._make_pruning_permanent:
             self.make_pruning_permanent(pl_module)
 
-    def _run(self, epoch: int) -> None:
+    def _run(self, trainer: Trainer) -> None:
+        with _same_draws(trainer.strategy):
+            self._prune(trainer.current_epoch)
+
+    def _prune(self, epoch: int) -> None:
         is_on = self._apply_pruning(epoch) if callable(self._apply_pruning) else self._apply_pruning
         amount = self.amount(epoch) if callable(self.amount) else self.amount
         if not is_on or not amount:
@@ -283,6 +290,18 @@ class ModelPruning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what ``state_dict`` gave, when fit starts."""
         self._restored = state_dict
+
+
+@contextmanager
+def _same_draws(strategy: Strategy) -> Iterator[None]:
+    """Context in which all processes draw the same random numbers, so that they prune the same entries."""
+    if strategy.world_size == 1:
+        yield
+        return
+    seed = strategy.broadcast(int(torch.randint(2**62, ())))
+    with isolate_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _wrong(name: str, value: object, expected: str) -> MisconfigurationException:

@@ -184,9 +184,14 @@ class StochasticWeightAveraging(Callback):
             self.reset_batch_norm_and_save_state(pl_module)
             self._learn_statistics(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        """In the extra epoch all processes validate with the statistics of all of them."""
+        self._share_statistics(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
         """Ends the extra epoch."""
         if self._is_extra(trainer):
+            self._share_statistics(trainer)
             self._end_statistics(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -289,6 +294,13 @@ class StochasticWeightAveraging(Callback):
         self.momenta = {layer: layer.momentum for layer in _learning(pl_module)}
         for layer in self.momenta:
             layer.momentum = None
+
+    def _share_statistics(self, trainer: Trainer) -> None:
+        """Averages what each process has learned from its part of the data."""
+        for layer in self.momenta if trainer.world_size > 1 else ():
+            for statistics in (layer.running_mean, layer.running_var):
+                assert statistics is not None
+                statistics.copy_(trainer.strategy.reduce(statistics, None, "mean"))
 
     def _learn_statistics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.momenta:  # resumed: the statistics go on from those of the checkpoint

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from fulmen.callback import Callback
 from fulmen.errors import MisconfigurationException
@@ -78,7 +79,11 @@ class WeightAveraging(Callback):
         """Makes the average, when the module is complete and on its device."""
         self._source = pl_module
         source = trainer.strategy.copy_for_average(pl_module)
-        self._average = AveragedModel(source, device=self._device, use_buffers=self._use_buffers, **self._kwargs)
+        arguments = self._kwargs
+        if "avg_fn" not in arguments and any(hasattr(tensor, "device_mesh") for tensor in _tensors(source)):
+            average = arguments.get("multi_avg_fn") or get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
+            arguments = {**arguments, "multi_avg_fn": partial(_average_own_parts, average)}
+        self._average = AveragedModel(source, device=self._device, use_buffers=self._use_buffers, **arguments)
         self._take_restored(trainer, pl_module)
 
     def _take_restored(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -239,8 +244,7 @@ class EMAWeightAveraging(WeightAveraging):
                 f"`EMAWeightAveraging(update_every_n_steps={update_every_n_steps!r})`: expected at least 1.",
                 subject=update_every_n_steps,
             )
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        super().__init__(device, use_buffers, **kwargs, multi_avg_fn=average)
+        super().__init__(device, use_buffers, **kwargs, multi_avg_fn=partial(_average, decay))
         self.update_every_n_steps = update_every_n_steps
         self.update_starting_at_step = update_starting_at_step
         self.update_starting_at_epoch = update_starting_at_epoch
@@ -253,6 +257,20 @@ class EMAWeightAveraging(WeightAveraging):
         if epoch_idx is not None and self.update_starting_at_epoch is not None:
             return epoch_idx >= self.update_starting_at_epoch
         return False
+
+
+_averaging = cache(get_ema_multi_avg_fn)
+
+
+def _average(decay: float, averages: Any, values: Any, num_averaged: Any) -> None:
+    """What torch gives for the decay, as a function of a module: the callback may go to another process."""
+    _averaging(decay)(averages, values, num_averaged)
+
+
+def _average_own_parts(average: Callable[..., None], averages: Any, values: Any, num_averaged: Any) -> None:
+    """Average what this process has of each tensor: no single operation takes shards and whole tensors."""
+    own = [[t.to_local() if hasattr(t, "to_local") else t for t in tensors] for tensors in (averages, values)]
+    average(*own, num_averaged)
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:

@@ -195,15 +195,14 @@ def read_sharded(
 
 def _joined(state: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
     """The opposite of `split`, with the keys in the order of `format`."""
-    state = {key: numbered(value) if _is_optimizer_state(value) else value for key, value in state.items()}
+    whole = {key: numbered(each) if _is_optimizer_state(each) else each for key, each in (meta | state).items()}
     if VERSION not in meta:
-        return meta | state
-    if STATE_DICT not in state:
-        state[STATE_DICT] = state.pop(_MODEL, {})
-    optimizers = sorted((key for key in state if _is_optimizer(key)), key=lambda key: int(key[len(_OPTIMIZER) :]))
-    whole = meta | {key: value for key, value in state.items() if key not in optimizers}
+        return whole
+    if STATE_DICT not in whole:
+        whole[STATE_DICT] = whole.pop(_MODEL, {})
+    optimizers = sorted(filter(_is_optimizer, state), key=lambda key: int(key[len(_OPTIMIZER) :]))
     if optimizers or LR_SCHEDULERS in meta:  # an empty list leaves no trace in the shards
-        whole[OPTIMIZER_STATES] = [state[key] for key in optimizers]
+        whole[OPTIMIZER_STATES] = [whole.pop(key) for key in optimizers]
     return {key: whole[key] for key in _ORDER if key in whole} | whole
 
 

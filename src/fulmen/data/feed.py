@@ -23,7 +23,7 @@ from fulmen.data.combined import CombinedLoader, combined_length, flatten, map_l
 from fulmen.data.fetch import table_of
 from fulmen.data.loaders import hint_shuffle, hint_workers, is_stateful, sequential_copy, set_epoch
 from fulmen.data.position import Position
-from fulmen.data.shard import is_sharded
+from fulmen.data.shard import is_sharded, is_uneven
 from fulmen.data.source import source_of
 from fulmen.errors import MisconfigurationException
 from fulmen.ranks import rank_zero_warn
@@ -287,7 +287,7 @@ class Feed:
     def _help_others(self) -> None:
         """Draw the order of a loader that has nothing for this rank, with the ranks for which it has something."""
         for source in self._sources:
-            if source.replicas > 1 and not source.length:
+            if not source.length and is_uneven(source.loader):
                 next(iter(source), None)
 
     def _counting(self, iterator: Iterator[Any], left: int) -> Generator[Any, None, None]:

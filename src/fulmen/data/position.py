@@ -155,7 +155,7 @@ class IndexBatches:
     def __iter__(self) -> Iterator[Any]:
         if self.idle:
             return iter(())
-        if self.position.batches and type(self._sampler) is BatchSampler:
+        if type(self._sampler) is BatchSampler:
             stream = self._after_samples(self._sampler, self.position.samples)
         else:
             stream = self._after_batches(items_after(self._sampler, self.position.batches, self._replicas))

@@ -33,6 +33,7 @@ __all__ = [
     "ShardSampler",
     "draws_from_torch",
     "is_sharded",
+    "is_uneven",
     "items_after",
     "left_after",
     "refuse_uneven",
@@ -126,13 +127,14 @@ class ShardSampler(DistributedSampler[Any]):
 
     def _share(self, items: Iterator[Any], consumed: int) -> Iterator[Any]:
         """This rank's part of the items of all ranks."""
-        first = list(islice(items, self.num_replicas))
-        left = max(0, len(self.sampler) - consumed)
+        total = len(self.sampler)
+        left = max(0, total - consumed)
+        first = list(islice(items, min(total, self.num_replicas)))
         stream = chain(first, items)
         _exhaust(islice(stream, consumed))
-        padded = chain(stream, islice(cycle(first), self._padding(left)))
+        padded = chain(islice(stream, left), islice(cycle(first), self._padding(left)))
         yield from islice(padded, self.rank, self.rank + self._count(left) * self.num_replicas, self.num_replicas)
-        _exhaust(stream)  # some samplers draw once more when they end
+        _exhaust(items)  # some samplers draw once more when they end, and not before
 
     def _permutation(self) -> Tensor:
         if type(self.sampler) is not RandomSampler:
@@ -254,7 +256,18 @@ def _listed(ranks: list[int]) -> str:
 
 def is_sharded(loader: Any) -> bool:
     """Whether a loader came from `sharded` as a copy."""
-    return any(isinstance(getattr(loader, name, None), ShardSampler) for name in ("sampler", "batch_sampler"))
+    return _shard_in(loader) is not None
+
+
+def is_uneven(loader: Any) -> bool:
+    """Whether a loader came from `sharded`, and other ranks may have more batches than this one."""
+    shard = _shard_in(loader)
+    return shard is not None and not shard.even
+
+
+def _shard_in(loader: Any) -> ShardSampler | None:
+    samplers = (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    return next((each for each in samplers if isinstance(each, ShardSampler)), None)
 
 
 def replicas_of(loader: Any) -> int:

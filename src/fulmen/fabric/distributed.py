@@ -22,9 +22,9 @@ __all__ = [
     "all_gather",
     "all_gather_object",
     "alone",
-    "current_backend",
     "barrier",
     "broadcast",
+    "current_backend",
     "decide",
     "destroy",
     "gather_object",
@@ -242,7 +242,7 @@ def all_gather(tensor: Tensor, group: Any = None, sync_grads: bool = False, name
     group = dist.group.WORLD if group is None else group
     tensor = tensor.contiguous()
     if sync_grads:
-        gathered: Tensor = _Gather.apply(tensor, group)
+        gathered: Tensor = _Gather.apply(tensor, group)  # type: ignore[no-untyped-call]
         return gathered
     return _stacked(tensor, group)
 
@@ -263,7 +263,7 @@ class _Gather(torch.autograd.Function):
         return _stacked(tensor, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """This process's part of the sum of all gradients."""
         gradient = gradient.clone()
         dist.all_reduce(gradient, group=ctx.group)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from fulmen.data.shard import sharded
 from fulmen.errors import PossibleUserWarning
 from fulmen.fabric.accelerators import Accelerator
 from fulmen.fabric.errors import PlanError, PluginTypeError
@@ -60,7 +61,7 @@ class Fabric(Processes):
 
     Args:
         accelerator: "auto", "cpu", "gpu", "cuda", "mps", or an `Accelerator`.
-        strategy: "auto", a registered name, or a `Strategy`.
+        strategy: "auto", a registered name, "dp", or a `Strategy`.
         devices: "auto", a number, or indices.
         num_nodes: Number of machines.
         precision: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or "bf16-true".
@@ -85,7 +86,7 @@ class Fabric(Processes):
         loggers: Any = None,
     ) -> None:
         num_nodes = _from_environment("num_nodes", num_nodes, 1)
-        self.plan: Plan = resolve(
+        self.plan: Plan = _resolve(
             accelerator=_from_environment("accelerator", accelerator, "auto"),
             strategy=_from_environment("strategy", strategy, "auto"),
             devices=_from_environment("devices", devices, "auto"),
@@ -103,6 +104,9 @@ class Fabric(Processes):
         self._callbacks = _as_list(callbacks) + _external_callbacks()
         self._loggers = _as_list(loggers)
         self._guard = BackwardGuard()
+        self._has_plain_backward = not self.plan.precision.changes_backward and not any(
+            overrides(self._strategy, name) for name in ("pre_backward", "backward", "post_backward")
+        )
         self._prepare_processes()
 
     # What and where this is
@@ -239,7 +243,9 @@ class Fabric(Processes):
 
         Args:
             *dataloaders: The loaders.
-            use_distributed_sampler: Whether the data are divided between the processes, where there are several.
+            use_distributed_sampler: Whether the data are shared out among the processes, where there are several. All
+                get the same number of batches, for which some samples may come twice. Loaders that shuffle have to be
+                iterated by all processes at once.
             move_to_device: False to leave the batches where they are.
 
         Returns:
@@ -249,6 +255,7 @@ class Fabric(Processes):
             ValueError: No loader, or one that is set up already.
             TypeError: Not a `torch.utils.data.DataLoader`.
         """
+        self._require_launch()
         if not dataloaders:
             raise ValueError("`setup_dataloaders` needs at least one loader.")
         for index, loader in enumerate(dataloaders):
@@ -258,6 +265,8 @@ class Fabric(Processes):
                 raise TypeError(
                     f"`setup_dataloaders` takes a `torch.utils.data.DataLoader`, got {type(loader).__name__}."
                 )
+        if use_distributed_sampler and (share := self._strategy.distributed_sampler_kwargs) is not None:
+            dataloaders = tuple(sharded(loader, share["num_replicas"], share["rank"]) for loader in dataloaders)
         wrapped = [self._wrap_dataloader(loader, move_to_device) for loader in dataloaders]
         return wrapped if len(wrapped) > 1 else wrapped[0]
 
@@ -277,6 +286,9 @@ class Fabric(Processes):
             model: The module the loss came from, for strategies that need it.
             **kwargs: Keyword arguments of `Tensor.backward`.
         """
+        if self._has_plain_backward:
+            tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+            return
         guard = self._guard
         guard.inside = True
         try:
@@ -375,7 +387,7 @@ class Fabric(Processes):
         """Deprecated: use `init_module`."""
         rank_zero_deprecation("`Fabric.sharded_model()` will go away. Type: fabric.init_module()")
         self._require_launch()
-        return self._strategy.model_sharded_context()
+        return self._strategy.module_sharded_context()
 
     # State
 
@@ -488,6 +500,19 @@ def _nested_scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics with numbers in the place of tensors, those of mappings within it, too."""
     scalars = to_scalars(metrics)
     return {key: _nested_scalars(value) if isinstance(value, Mapping) else value for key, value in scalars.items()}
+
+
+def _resolve(strategy: Any, **settings: Any) -> Plan:
+    """The plan; "dp" is a strategy of Fabric only, and only for GPUs."""
+    if not isinstance(strategy, str) or strategy.lower() != "dp":
+        return resolve(strategy=strategy, **settings)
+    from fulmen.fabric.strategies.dp import DataParallelStrategy
+
+    plan = resolve(strategy=DataParallelStrategy(), **settings)
+    if plan.devices[0].type != "cpu":
+        return plan
+    rank_zero_warn("strategy='dp' is for GPUs; on the CPU 'ddp' is used. Type: strategy='ddp'")
+    return resolve(strategy="ddp", **settings)
 
 
 def _from_environment(name: str, given: Any, default: Any) -> Any:

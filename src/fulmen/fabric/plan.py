@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fulmen.extras import available
+from fulmen.fabric import precision as precisions
 from fulmen.fabric.accelerators import (
     Accelerator,
     AcceleratorRegistry,
@@ -21,13 +22,7 @@ from fulmen.fabric.accelerators import (
 from fulmen.fabric.environments import ClusterEnvironment, find_environment
 from fulmen.fabric.errors import PlanError, PluginTypeError, UnavailableError
 from fulmen.fabric.layer_sync import LayerSync
-from fulmen.fabric.precision import (
-    DoublePrecision,
-    HalfPrecision,
-    MixedPrecision,
-    Precision,
-    TransformerEnginePrecision,
-)
+from fulmen.fabric.precision import Precision
 from fulmen.fabric.spread import check_strategy, choose_layer_sync, complete, make_strategy, nodes, processes_here
 from fulmen.fabric.strategies import SingleDeviceStrategy, Strategy, StrategyRegistry
 from fulmen.ranks import rank_zero_warn
@@ -45,6 +40,7 @@ PRECISIONS = (
     "64-true",
     "bf16-mixed",
     "bf16-true",
+    "fp8",
     "transformer-engine",
     "transformer-engine-float16",
 )
@@ -369,9 +365,12 @@ def _full_name(precision: Any) -> str:
 
 def _make_precision(name: str, device: torch.device) -> Precision:
     if name.endswith("-mixed"):
-        return MixedPrecision(name, device.type)
+        return precisions.MixedPrecision(name, device.type)
     if name in ("16-true", "bf16-true"):
-        return HalfPrecision(name)
+        return precisions.HalfPrecision(name)
+    if name == "fp8":
+        return precisions.Float8Precision(device=device.type)
     if name.startswith("transformer-engine"):
-        return TransformerEnginePrecision(weights_dtype=torch.float16 if name.endswith("16") else torch.bfloat16)
-    return DoublePrecision() if name == "64-true" else Precision()
+        weights_dtype = torch.float16 if name.endswith("16") else torch.bfloat16
+        return precisions.TransformerEnginePrecision(weights_dtype=weights_dtype)
+    return precisions.DoublePrecision() if name == "64-true" else Precision()

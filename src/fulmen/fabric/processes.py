@@ -99,7 +99,7 @@ class Processes:
         launcher = self._strategy.launcher
         if launcher is None:
             return function(self, *args, **kwargs)
-        if launcher.needs_function and function is _do_nothing:
+        if function is _do_nothing and not launcher.runs_here:
             raise TypeError(
                 f"The processes of {type(self._strategy).__name__} are spawned or forked, and run nothing but a"
                 " function: put the code into one that takes the Fabric object, and type: fabric.launch(function)"
@@ -131,12 +131,8 @@ class Processes:
     def _require_launch(self) -> None:
         """Refuse what needs the other processes before they exist."""
         if not self._is_launched:
-            needs_function = self._strategy.launcher.needs_function
-            call = (
-                "fabric.launch(function), where the function holds what follows"
-                if needs_function
-                else "fabric.launch()"
-            )
+            is_script = self._strategy.launcher.runs_here
+            call = "fabric.launch()" if is_script else "fabric.launch(function), where the function holds what follows"
             raise RuntimeError(
                 f"{type(self._strategy).__name__} works with several processes, and they have not been started. Type"
                 f" before this line: {call}"

@@ -69,11 +69,9 @@ class _FabricModule(nn.Module):
         self._strategy = strategy
         self._guard = guard
         self._forward_methods = set(_STEP_METHODS)
-        # As instance attributes these are found without the detour that nn.Module makes for its submodules.
-        self._call = self._in_precision(forward_module)
-        self._is_wrapped_by_strategy = (
-            strategy.wraps_in_place or without_compile(forward_module) is not original_module
-        )
+        # past it again: as an instance attribute it is found without the detour that nn.Module makes for submodules
+        object.__setattr__(self, "_call", self._in_precision(forward_module))
+        self._is_wrapped_by_strategy = strategy.wraps_in_place or without_compile(forward_module) is not original_module
         self.training = original_module.training
         self._is_ready = True
 

@@ -446,6 +446,8 @@ class FitLoop(FitNames):
     def _start_feed(self) -> Iterator[Any]:
         assert self.feed is not None
         self.validates = self.validates_in(self.current_epoch)
+        if self.trainer.strategy.follow_trainable():
+            self.rebind()
         return batches_for(self.trainer.lightning_module.training_step, self.feed, self.current_epoch)
 
     def _restore_random(self) -> None:

@@ -172,7 +172,7 @@ class _RangeTest(Callback):
         if all(each is not None for each in losses):
             # each was divided by the size of a full window, and the epoch's last one may be shorter
             loss = sum(float(each) for each in losses) * trainer.accumulate_grad_batches / len(losses)
-        self._write_down(loss)
+        self._write_down(_of_all(loss, trainer))
         self.steps += 1
         if self._has_grown() or self.steps >= self.finder.num_training:
             trainer.should_stop = True
@@ -203,6 +203,14 @@ class _RangeTest(Callback):
         # for a loss above 0 this is threshold * best; below 0 that would be a limit under the best loss itself
         limit = self._best + (self.threshold - 1) * abs(self._best)
         return self.finder.results["loss"][-1] > limit
+
+
+def _of_all(loss: float | None, trainer: Trainer) -> float | None:
+    """The mean of the losses of all processes, which all have to stop at the same step."""
+    if trainer.world_size == 1:
+        return loss
+    value = torch.tensor(math.nan if loss is None else loss, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(value))
 
 
 def find_learning_rate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fulmen.callbacks.batch_size_finder import BatchSizeFinder
@@ -132,7 +133,8 @@ class Tuner:
             The rates and losses, with ``suggestion()`` and ``plot()``; None in a fast_dev_run.
 
         Raises:
-            MisconfigurationException: Another method; not one optimizer; nothing to train on.
+            MisconfigurationException: Another method; not one optimizer; nothing to train on; processes that are
+                spawned or forked.
             ValueError: An unknown mode; a ``LearningRateFinder`` among the callbacks.
             AttributeError: ``update_attr``, and there is no such attribute.
         """
@@ -141,9 +143,21 @@ class Tuner:
         self._refuse_callback(LearningRateFinder)
         data = _data_of(method, train_dataloaders, val_dataloaders, dataloaders)
         task = Task.of_call(self._trainer, method, model, datamodule, **data)
-        return find_learning_rate(
-            task, min_lr, max_lr, num_training, mode, early_stop_threshold, update_attr, attr_name
-        )
+        search = (task, min_lr, max_lr, num_training, mode, early_stop_threshold, update_attr, attr_name)
+        found: _LRFinder | None = self._launch(find_learning_rate, *search)
+        return found
+
+    def _launch(self, search: Callable[..., Any], *args: Any) -> Any:
+        """Runs a search on all processes of the trainer."""
+        launcher = self._trainer.strategy.launcher
+        if launcher is None:
+            return search(*args)
+        if not launcher.runs_here:
+            raise MisconfigurationException(
+                "`Tuner.lr_find` cannot be used where processes are spawned or forked: a Trainer does that once."
+                " Add a `LearningRateFinder()` to the callbacks, or type: strategy='ddp'"
+            )
+        return launcher.launch(search, *args)
 
     def _refuse_callback(self, kind: type) -> None:
         if any(isinstance(callback, kind) for callback in self._trainer.callbacks):

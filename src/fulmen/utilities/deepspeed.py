@@ -10,12 +10,17 @@ import torch
 from fulmen.checkpoint.store import TorchCheckpointIO, read
 from fulmen.extras import need
 
-__all__ = ["CPU_DEVICE", "convert_zero_checkpoint_to_fp32_state_dict", "ds_checkpoint_dir"]
+__all__ = [
+    "CPU_DEVICE",
+    "convert_zero_checkpoint_to_fp32_state_dict",
+    "ds_checkpoint_dir",
+    "read_zero_checkpoint",
+]
 
 CPU_DEVICE = torch.device("cpu")
 
 # what DeepSpeed itself keeps beside the entries of the checkpoint it was given
-_OF_DEEPSPEED = {
+OF_DEEPSPEED = {
     "module",
     "buffer_names",
     "optimizer",
@@ -30,6 +35,7 @@ _OF_DEEPSPEED = {
     "skipped_steps",
     "global_steps",
     "global_samples",
+    "checkpoint_parallel_dimensions",
     "dp_world_size",
     "mp_world_size",
     "ds_config",
@@ -82,12 +88,25 @@ def convert_zero_checkpoint_to_fp32_state_dict(
         ValueError: There is no tag, and no file `latest`.
         FileNotFoundError: There is no such folder, or no piece in it.
     """
+    checkpoint = read_zero_checkpoint(checkpoint_dir, tag)
+    TorchCheckpointIO().save_checkpoint(checkpoint, output_file)
+    return checkpoint
+
+
+def read_zero_checkpoint(checkpoint_dir: str | Path, tag: str | None = None) -> dict[str, Any]:
+    """What `convert_zero_checkpoint_to_fp32_state_dict` writes; arguments and errors are those.
+
+    A checkpoint in which nothing is divided (stage 0) can be read, too.
+    """
     zero = need("deepspeed.utils.zero_to_fp32")
     pieces = Path(ds_checkpoint_dir(checkpoint_dir, tag))
-    weights = zero.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), pieces.name)
-    checkpoint = {name: value for name, value in _state_of_a_rank(pieces).items() if name not in _OF_DEEPSPEED}
+    state = _state_of_a_rank(pieces)
+    if any(pieces.glob("*_optim_states.pt")):
+        weights = zero.get_fp32_state_dict_from_zero_checkpoint(str(checkpoint_dir), pieces.name)
+    else:
+        weights = state["module"]
+    checkpoint = {name: value for name, value in state.items() if name not in OF_DEEPSPEED}
     checkpoint["state_dict"] = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
-    TorchCheckpointIO().save_checkpoint(checkpoint, output_file)
     return checkpoint
 
 

@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from fulmen import Fabric
 from fulmen.errors import MisconfigurationException
 from fulmen.fabric.precision import DoublePrecision, MixedPrecision, Precision
-from fulmen.fabric.strategies import SingleDeviceStrategy, Strategy, overrides, plain
+from fulmen.fabric.registry import Registry
+from fulmen.fabric.strategies import (
+    DDPStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    StrategyRegistry,
+    overrides,
+    plain,
+)
 
 HOOKS = (
     "training_step", "validation_step", "test_step", "predict_step", "pre_backward", "backward", "post_backward",
@@ -245,3 +254,55 @@ def test_empty_init_leaves_new_parameters_alone():
 def test_a_strategy_has_a_device_and_collectives():
     with pytest.raises(TypeError, match="abstract"):
         Strategy()
+
+
+# The names for a loop of the user's own
+
+
+def test_fabric_calls_the_precision_by_another_name():
+    precision = DoublePrecision()
+    strategy = SingleDeviceStrategy(precision=precision)
+    assert strategy.precision is strategy.precision_plugin is precision
+    strategy.precision = None
+    assert type(strategy.precision_plugin) is Precision
+
+
+def test_module_and_optimizers_are_set_up_at_once():
+    strategy = SingleDeviceStrategy(precision=DoublePrecision())
+    module = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(module.parameters())
+    made, optimizers, scheduler = strategy.setup_module_and_optimizers(module, [optimizer], "a scheduler")
+    assert made is module
+    assert made.weight.dtype == torch.float64
+    assert (optimizers, scheduler) == ([optimizer], "a scheduler")
+    strategy.module_to_device(module)
+    assert module.weight.device == strategy.root_device
+    scaled = SingleDeviceStrategy(precision=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")))
+    with pytest.raises(MisconfigurationException, match="LBFGS"):
+        scaled.setup_module_and_optimizers(module, [torch.optim.LBFGS(module.parameters())])
+
+
+def test_the_state_of_an_optimizer_in_its_wrapper_or_without():
+    strategy = SingleDeviceStrategy()
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.25)
+    wrapped = Fabric(accelerator="cpu").setup_optimizers(optimizer)
+    assert strategy.get_optimizer_state(wrapped) == strategy.get_optimizer_state(optimizer) == optimizer.state_dict()
+
+
+def test_all_reduce_is_what_reduce_is():
+    class Doubles(SingleDeviceStrategy):
+        def reduce(self, tensor, group=None, reduce_op="mean"):
+            return (tensor * 2, group, reduce_op)
+
+    assert Doubles().all_reduce(3, "us", "sum") == (6, "us", "sum")
+
+
+def test_a_class_registers_itself_under_its_names():
+    registry = Registry("strategy")
+    DDPStrategy.register_strategies(registry)
+    DDPStrategy.register_strategies(registry)
+    assert set(registry.names()) == {name for name in StrategyRegistry.names() if name.startswith("ddp")}
+    assert registry.entry("ddp_spawn").init_params == {"start_method": "spawn"}
+    assert type(registry.get("ddp")) is DDPStrategy
+    type("Mine", (DDPStrategy,), {}).register_strategies(registry)
+    assert all(registry.entry(name).target is DDPStrategy for name in registry.names())

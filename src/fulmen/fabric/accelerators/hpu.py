@@ -19,7 +19,7 @@ class HPUAccelerator(Accelerator):
     def __new__(cls, *_: Any, **__: Any) -> NoReturn:
         """Refuses."""
         raise NotImplementedError(
-            "fulmen has no accelerator for HPUs (Intel Gaudi). To use them, install the Gaudi software with its bridge to"
-            " PyTorch (`habana_frameworks.torch`), derive a class from `fulmen.accelerators.Accelerator`, and register"
+            "fulmen has no accelerator for HPUs (Intel Gaudi). To use them, install the Gaudi software with its bridge"
+            " to PyTorch (`habana_frameworks.torch`), derive a class from `fulmen.accelerators.Accelerator`, and register"
             ' it: `AcceleratorRegistry.register("hpu", MyHPUAccelerator)`.'
         )

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+
+from fulmen.extras import available
 from fulmen.fabric.environments.cluster_environment import ClusterEnvironment
 from fulmen.fabric.environments.lightning import LightningEnvironment
-from fulmen.fabric.environments.lsf import LSFEnvironment
-from fulmen.fabric.environments.mpi import MPIEnvironment
-from fulmen.fabric.environments.slurm import SLURMEnvironment
-from fulmen.fabric.environments.torchelastic import TorchElasticEnvironment
 
 __all__ = ["find_environment"]
 
-# torchrun within a job of SLURM is torchrun's; MPI comes last, as finding it out starts it up
-_DETECTABLE: tuple[type[ClusterEnvironment], ...] = (
-    TorchElasticEnvironment,
-    SLURMEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
+
+def _is_set(variable: str) -> Callable[[], bool]:
+    return lambda: variable in os.environ
+
+
+# Where it lives, and whether it is worth a closer look (its `detect`), which takes an import. torchrun within a job of
+# SLURM is torchrun's; MPI comes last, as finding it out starts it up.
+_DETECTABLE: tuple[tuple[str, str, Callable[[], bool]], ...] = (
+    ("torchelastic", "TorchElasticEnvironment", _is_set("TORCHELASTIC_RUN_ID")),
+    ("slurm", "SLURMEnvironment", lambda: "SLURM_NTASKS" in os.environ or shutil.which("srun") is not None),
+    ("lsf", "LSFEnvironment", _is_set("LSB_JOBID")),
+    ("mpi", "MPIEnvironment", lambda: available("mpi4py")),
 )
 
 
@@ -26,4 +34,9 @@ def find_environment() -> ClusterEnvironment:
     Raises:
         ClusterError: What was found lacks a variable, or holds settings that cannot work.
     """
-    return next((kind() for kind in _DETECTABLE if kind.detect()), LightningEnvironment())
+    for module, name, may_be in _DETECTABLE:
+        if may_be():
+            kind: type[ClusterEnvironment] = getattr(import_module(f"fulmen.fabric.environments.{module}"), name)
+            if kind.detect():
+                return kind()
+    return LightningEnvironment()

@@ -7,7 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -18,18 +18,17 @@ _LOOK_SECONDS = 0.5
 
 
 class Launcher(ABC):
-    """Starts the processes of a strategy and runs a function in them.
-
-    Attributes:
-        needs_function: Whether only a function runs in all processes, as this one does not become one of them.
-    """
-
-    needs_function: ClassVar[bool] = False
+    """Starts the processes of a strategy and runs a function in them."""
 
     @property
     @abstractmethod
     def is_interactive_compatible(self) -> bool:
         """Whether it works in a notebook or an interactive interpreter."""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether the function runs in this process, too; else only its result comes back."""
+        return True
 
     @abstractmethod
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
@@ -62,7 +61,7 @@ def share_threads(num_processes: int) -> None:
 
 def end_with_parent() -> None:
     """Let this process end when the one that launched it is gone; nothing to do where none did."""
-    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    parent = int(os.environ.pop(PARENT_VARIABLE, "0"))  # processes that this one starts have another parent
     if parent in (0, os.getpid()):
         return
 

@@ -33,6 +33,12 @@ class ScalingPrecision(Precision):
         # optimizers between unscaling and step -> how many losses had been scaled at their unscaling
         self._unscaled: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_unscaled": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_unscaled": WeakKeyDictionary(state["_unscaled"])})
+
     @property
     def scaler(self) -> GradScaler | None:
         """Scales the loss; None without scaling."""

@@ -61,6 +61,7 @@ class Strategy(StrategySteps):
         fills_meta_modules: Whether modules may be set up whose parameters are on the meta device.
         wraps_in_place: Whether `setup_module` gives back the module itself though its calls do more from then on.
         needs_equal_batches: Whether evaluation has to go through `in_step`.
+        needs_configure_model: Whether it is the module that spreads itself, in `configure_model`.
         allows_inference_mode: Whether parameters that were used in inference mode can be trained afterwards.
         place: Says where the run is, for reports of processes that do not go on.
     """
@@ -69,6 +70,7 @@ class Strategy(StrategySteps):
     fills_meta_modules: ClassVar[bool] = False
     wraps_in_place: ClassVar[bool] = False
     needs_equal_batches: ClassVar[bool] = False
+    needs_configure_model: ClassVar[bool] = False
     allows_inference_mode: ClassVar[bool] = True
 
     global_rank: int = 0
@@ -351,11 +353,15 @@ class Strategy(StrategySteps):
         """Context in which `configure_model` runs."""
         return _NOTHING
 
+    def module_sharded_context(self) -> AbstractContextManager[Any]:
+        """As `model_sharded_context`, under the name it has for `Fabric`."""
+        return self.model_sharded_context()
+
     def copy_for_average(self, module: nn.Module) -> nn.Module:
         """A module with the same parameters and buffers, of which `copy.deepcopy` makes a second set."""
         return module
 
-    def in_step(self, batches: Iterable[Any], num_batches: int | float) -> Iterable[Any]:
+    def in_step(self, batches: Iterator[Any], num_batches: int | float) -> Iterator[Any]:
         """Batches of an evaluation, where the processes have to run equally many steps; see `needs_equal_batches`.
 
         Args:
@@ -477,6 +483,10 @@ class Strategy(StrategySteps):
 
     def prepare_model(self, trainer: Any) -> None:
         """Wrap the connected module, which is on its device, before the optimizers are made."""
+
+    def follow_trainable(self) -> bool:
+        """Wrap the module anew if parameters were frozen or unfrozen since it was wrapped; whether that was done."""
+        return False
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Make the optimizers and schedulers: the trainer sets `optimizers` and `lr_scheduler_configs`."""

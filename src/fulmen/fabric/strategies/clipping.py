@@ -66,7 +66,8 @@ def clip_value(parameters: Iterable[Tensor], clip_value: float) -> None:
         parameters: Whose gradients are clipped.
         clip_value: The largest absolute value of an element that is let through.
     """
-    clip_grad_value_(_holders(_gradients(parameters)), clip_value)
+    if holders := _holders(_gradients(parameters)):
+        clip_grad_value_(holders, clip_value)
 
 
 def own_part(tensor: Tensor) -> Tensor:

@@ -110,6 +110,7 @@ class DDPStrategy(ParallelStrategy):
         self._ddp_comm_state, self._ddp_comm_hook = ddp_comm_state, ddp_comm_hook
         self._ddp_comm_wrapper, self._model_averaging_period = ddp_comm_wrapper, model_averaging_period
         self._model_averager: Any = None
+        self._trainable: list[bool] = []
 
     @property
     def is_distributed(self) -> bool:
@@ -160,10 +161,22 @@ class DDPStrategy(ParallelStrategy):
         steps = _Steps(self.model)
         if ignored:
             steps._ddp_params_and_buffers_to_ignore = [f"module.{name}" for name in ignored]  # type: ignore[assignment]
+        self._wrap_steps(steps)
+
+    def _wrap_steps(self, steps: nn.Module) -> None:
         self.model = self._wrap(steps)
+        self._trainable = _trainable(steps)
         if not self.lightning_module.automatic_optimization:
             self.model.require_backward_grad_sync = False
             self.pre_backward = self._prepare_backward  # type: ignore[method-assign]  # the loop asks what is there
+
+    def follow_trainable(self) -> bool:
+        """Wrap the module anew if parameters were frozen or unfrozen, as finetuning does: DDP would not see that."""
+        wrapped = self.model
+        if not isinstance(wrapped, DistributedDataParallel) or _trainable(wrapped.module) == self._trainable:
+            return False
+        self._wrap_steps(wrapped.module)
+        return True
 
     def prepare_model(self, trainer: Any) -> None:
         """Wrap the module in a fit; else give all processes the same weights."""
@@ -288,6 +301,10 @@ class DDPStrategy(ParallelStrategy):
 def _is_a(thing: object, name: str) -> bool:
     """Whether something is of a class of torch's whose module is slow to import, and warns."""
     return any(kind.__name__ == name and kind.__module__.startswith("torch.") for kind in type(thing).__mro__)
+
+
+def _trainable(module: nn.Module) -> list[bool]:
+    return [parameter.requires_grad for parameter in module.parameters()]
 
 
 def _trains(module: nn.Module) -> bool:

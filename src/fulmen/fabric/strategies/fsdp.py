@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, ShardingStrategy
 from torch.distributed.fsdp.wrap import enable_wrap
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
-from fulmen.checkpoint.sharded import is_sharded, split
 from fulmen.fabric import distributed
 from fulmen.fabric.precision import FSDPPrecision, Precision
 from fulmen.fabric.strategies import fsdp_settings as settings
-from fulmen.fabric.strategies import sharding
-from fulmen.fabric.strategies.clipping import clip_shards
 from fulmen.fabric.strategies.fsdp_root import Root
 from fulmen.fabric.strategies.fsdp_shard import checkpoint_activations, shard
 from fulmen.fabric.strategies.fsdp_units import Policy, choose, choose_units
 from fulmen.fabric.strategies.mesh_fill import fill
-from fulmen.fabric.strategies.parallel import ParallelStrategy
+from fulmen.fabric.strategies.sharded import ShardedStrategy, refuse_fsdp1
 from fulmen.ranks import rank_zero_deprecation
 
 if TYPE_CHECKING:
@@ -42,7 +37,7 @@ __all__ = ["FSDPStrategy"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class FSDPStrategy(ParallelStrategy):
+class FSDPStrategy(ShardedStrategy):
     """Every process keeps a part of each parameter, of its gradient and of the optimizer's state.
 
     The whole parameters of a unit (a block of the model) are gathered for its forward and its backward pass only. The
@@ -68,6 +63,7 @@ class FSDPStrategy(ParallelStrategy):
             "NO_SHARD" keeps everything whole.
         state_dict_type: "full" saves one file, like that of one device; "sharded" a directory, each process its part.
         device_mesh: The number of copies and of shards in each, for hybrid sharding; or a `DeviceMesh`.
+        precision: The `precision_plugin`, under the name it has for `Fabric`.
         **kwargs: `ignored_modules`, `ignored_states`, `param_init_fn` as in FSDP1; `reshard_after_forward`,
             `shard_placement_fn`, `mp_policy`, `offload_policy` as in `fully_shard`.
 
@@ -77,7 +73,6 @@ class FSDPStrategy(ParallelStrategy):
     """
 
     strategy_name: ClassVar[str] = "fsdp"
-    fills_meta_modules: ClassVar[bool] = True
     wraps_in_place: ClassVar[bool] = True
     needs_equal_batches: ClassVar[bool] = True
 
@@ -98,8 +93,10 @@ class FSDPStrategy(ParallelStrategy):
         sharding_strategy: str | ShardingStrategy = "FULL_SHARD",
         state_dict_type: Literal["full", "sharded"] = "full",
         device_mesh: tuple[int, ...] | DeviceMesh | None = None,
+        precision: Precision | None = None,
         **kwargs: Any,
     ) -> None:
+        precision_plugin = precision_plugin if precision is None else precision
         _check_precision(precision_plugin)
         super().__init__(
             accelerator,
@@ -119,6 +116,7 @@ class FSDPStrategy(ParallelStrategy):
         self.sharding = settings.sharding_of(sharding_strategy)
         self._state_dict_type = state_dict_type
         self._device_mesh = device_mesh
+        self.kwargs = kwargs
         self._ours, self._theirs = settings.split_arguments(kwargs)
         self.mixed_precision = self._theirs.pop("mp_policy", mixed_precision)
         self.cpu_offload = self._theirs.pop("offload_policy", cpu_offload)
@@ -127,11 +125,14 @@ class FSDPStrategy(ParallelStrategy):
             activation_checkpointing_policy, activation_checkpointing
         )
         self._marked: list[nn.Module] = []
-        self._sharded: list[nn.Module] = []
-        self._shard_of: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters before and after sharding
         self._root: Root | None = None
 
     # Settings
+
+    @classmethod
+    def get_registered_strategies(cls) -> list[str]:
+        """The names under which it is registered."""
+        return ["fsdp", "fsdp_cpu_offload"]
 
     @property
     def is_distributed(self) -> bool:
@@ -167,9 +168,9 @@ class FSDPStrategy(ParallelStrategy):
         return settings.mixed_precision_of(self.mixed_precision, default)
 
     @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        """A checkpoint is loaded into the shards."""
-        return True
+    def saves_shards(self) -> bool:
+        """Whether a checkpoint is a directory to which each process adds its part."""
+        return self._state_dict_type == "sharded"
 
     @property
     def allows_inference_mode(self) -> bool:  # type: ignore[override]
@@ -178,7 +179,7 @@ class FSDPStrategy(ParallelStrategy):
 
     def setup_distributed(self) -> None:
         """Make the process group; with offloaded parameters also one for the CPU, where gradients are clipped then."""
-        is_offloaded = type(settings.offload_of(self.cpu_offload, self.root_device)).__name__ == "CPUOffloadPolicy"
+        is_offloaded = isinstance(settings.offload_of(self.cpu_offload, self.root_device), CPUOffloadPolicy)
         if is_offloaded and self.root_device.type == "cuda" and self._process_group_backend is None:
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_distributed()
@@ -212,7 +213,7 @@ class FSDPStrategy(ParallelStrategy):
 
     def prepare_model(self, trainer: Any) -> None:
         """Shard the connected module, for a fit and for evaluation alike."""
-        self._root = self._shard(self.model)
+        self._units = self._root = self._shard(self.model)
         if not self.lightning_module.automatic_optimization:
             # gradients are computed in the midst of a step then; the loop asks what is there
             self.pre_backward = self._root.leave  # type: ignore[method-assign,assignment]
@@ -221,11 +222,9 @@ class FSDPStrategy(ParallelStrategy):
 
     def _shard(self, module: nn.Module) -> Root:
         """The module as a root; it is sharded unless it was before."""
-        clip_shards(self.precision_plugin)
-        root = Root.of(module)
+        root, before = Root.of(module), dict(module.named_parameters())
         if root is None:
-            _refuse_fsdp1(module)
-            before = dict(module.named_parameters())
+            refuse_fsdp1(module)
             units = choose_units(module, self._policy, self._marked)
             if self._checkpointing_policy is not None:
                 checkpoint_activations(choose(module, self._checkpointing_policy))
@@ -238,10 +237,8 @@ class FSDPStrategy(ParallelStrategy):
                 **self._arguments(),
             )
             fill(module, self.root_device)  # what the user had sharded without data
-            for name, parameter in module.named_parameters():
-                self._shard_of[before[name]] = parameter
             root = Root(module)
-        self._sharded.append(module)
+        self.took_over(module, before)
         return root
 
     def _arguments(self) -> dict[str, Any]:
@@ -255,26 +252,6 @@ class FSDPStrategy(ParallelStrategy):
         if self.sharding.reshard_after_forward is not None:
             arguments.setdefault("reshard_after_forward", self.sharding.reshard_after_forward)
         return arguments
-
-    def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """Let an optimizer that was made before its module was sharded have the shards.
-
-        Raises:
-            RuntimeError: It has a state of whole parameters already, or parameters of a module that is not sharded.
-        """
-        optimizer = super().setup_optimizer(optimizer)
-        for group in optimizer.param_groups:
-            group["params"] = [self._shard_of.get(parameter, parameter) for parameter in group["params"]]  # type: ignore[no-untyped-call]
-        if stale := [parameter for parameter in optimizer.state if parameter in self._shard_of]:
-            raise RuntimeError(
-                f"{type(optimizer).__name__} has the state of {len(stale)} parameters from before they were sharded."
-                " Set up module and optimizer first, then load the state: fabric.load(path, {...})"
-            )
-        return optimizer
-
-    def copy_for_average(self, module: nn.Module) -> nn.Module:
-        """The names and shards of a module, which may be copied; a sharded module itself may not."""
-        return sharding.copy_of_shards(module)
 
     # Steps
 
@@ -293,7 +270,7 @@ class FSDPStrategy(ParallelStrategy):
     def _step_and_go_on(
         self, optimizer: Optimizer, closure: Callable[[], Any] | None = None, model: Any = None, **kwargs: Any
     ) -> Any:
-        output = ParallelStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
+        output = ShardedStrategy.optimizer_step(self, optimizer, closure, model, **kwargs)
         self._back_in_step(output)
         return output
 
@@ -305,133 +282,11 @@ class FSDPStrategy(ParallelStrategy):
         """As `no_backward_sync`, for the connected module."""
         return self.no_backward_sync(self.model)
 
-    def in_step(self, batches: Iterable[Any], num_batches: int | float) -> Iterator[Any]:
-        """Batches of an evaluation, in which all processes have to gather parameters equally often.
-
-        A process that has run out of batches goes on taking part in the steps of the others, without calling anything
-        of the user's.
-
-        Args:
-            batches: Those of this process.
-            num_batches: Their number; infinity if it is not known.
-        """
-        root = self._root
-        assert root is not None
-        counts = distributed.all_gather_object(num_batches, name="number of batches")
-        is_known = float("inf") not in counts
-        if is_known and len(set(counts)) == 1:
-            yield from batches
-            return
-        own = iter(batches)
-        for index in count():
-            batch = next(own, _NO_BATCH)
-            has_one = batch is not _NO_BATCH
-            running = [index < number for number in counts] if is_known else self._votes(has_one)
-            if running[self.global_rank] != has_one:
-                raise RuntimeError(
-                    f"The evaluation data of rank {self.global_rank} have {num_batches} batches by their length, and"
-                    f" {'ended before' if running[self.global_rank] else 'have more'}. Mend its `__len__`."
-                )
-            if not any(running):
-                return
-            leader = running.index(True)
-            if not has_one:
-                root.follow(leader, self.root_device)
-                continue
-            with nullcontext() if all(running) else root.lead(leader, self.root_device):
-                yield batch
-
-    def any_batches(self, has_batches: bool) -> bool:
-        """An evaluation is run on all processes if there are batches for any."""
-        return self.reduce_boolean_decision(has_batches, all=False)
-
-    def _votes(self, vote: bool) -> list[bool]:
-        votes = self.all_gather(torch.tensor(vote, device=self.root_device))
-        return [bool(given) for given in votes.tolist()]
-
-    # State
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The state of the connected module: whole on rank 0, or the shards of each process."""
-        return self.get_module_state_dict(self.lightning_module)
-
-    def get_module_state_dict(self, module: nn.Module) -> dict[str, Any]:
-        """The state of a sharded module; as `lightning_module_state_dict`."""
-        state = module.state_dict()
-        return state if self._saves_shards else sharding.whole_state(state, self.is_global_zero)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load "state_dict" of a checkpoint into the connected module: each process takes its part."""
-        self.load_module_state_dict(self.lightning_module, checkpoint["state_dict"], strict)
-
-    def load_module_state_dict(self, module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Load whole tensors, the same on all processes, or shards into a sharded module."""
-        sharding.load_module(module, state_dict, strict)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state of an optimizer: whole on rank 0 as on one device, or the shards under the parameters' names."""
-        if self._saves_shards:
-            return sharding.by_name(optimizer, self._names())
-        return sharding.whole_optimizer_state(optimizer, self.is_global_zero)
-
-    def load_optimizer_state(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        """Load a state, whole or of shards, into an optimizer of sharded parameters."""
-        sharding.load_optimizer(optimizer, state, self._names())
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint: as one file on rank 0, or as a directory to which each process adds its part.
-
-        Args:
-            checkpoint: What is written.
-            filepath: Where to.
-            storage_options: Passed on to the `checkpoint_io`, which takes none for a directory.
-
-        Raises:
-            TypeError: `storage_options` for a directory.
-            IsADirectoryError: There is a directory of that name which is no checkpoint.
-        """
-        if not self._saves_shards:
-            super().save_checkpoint(checkpoint, filepath, storage_options)
-            return
-        if storage_options is not None:
-            raise TypeError(
-                f"A sharded checkpoint takes no `storage_options`, and was given {storage_options!r}. Leave them out,"
-                " or type: FSDPStrategy(state_dict_type='full')"
-            )
-        state, meta = split(checkpoint)
-        self.checkpoint_io.save_sharded(filepath, state, meta)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; of a directory each process reads its part, after the module has been sharded.
-
-        Args:
-            checkpoint_path: Where it is.
-            weights_only: As in `torch.load`; None for its default.
-        """
-        if not is_sharded(checkpoint_path):
-            return super().load_checkpoint(checkpoint_path, weights_only)
-        shards = {name: value for module in self._sharded for name, value in module.state_dict().items()}
-        like = {name: value for name, value in shards.items() if isinstance(value, Tensor)}
-        return self.checkpoint_io.read_sharded(checkpoint_path, like, weights_only)
-
-    def _names(self) -> dict[nn.Parameter, str]:
-        return sharding.named_parameters_of(iter(self._sharded))
-
-    @property
-    def _saves_shards(self) -> bool:
-        return self._state_dict_type == "sharded"
-
     def teardown(self) -> None:
         """End the run. The module stays sharded, on its devices: a further run goes on with it."""
         super().teardown()
         for name in ("pre_backward", "post_backward", "optimizer_step"):
             vars(self).pop(name, None)
-
-    def _to_cpu(self) -> None:
-        """Shards stay where their process group is."""
-
-
-_NO_BATCH = object()
 
 
 @contextmanager
@@ -449,12 +304,3 @@ def _check_precision(precision: Precision | None) -> None:
             f"FSDPStrategy works with a FSDPPrecision, got {precision!r}. Type: precision='bf16-mixed', or"
             " plugins=FSDPPrecision('bf16-mixed')"
         )
-
-
-def _refuse_fsdp1(module: nn.Module) -> None:
-    for name, part in module.named_modules():
-        if isinstance(part, FullyShardedDataParallel):
-            raise TypeError(
-                f"{name or type(part).__name__!r} is wrapped by FullyShardedDataParallel (FSDP1). FSDPStrategy shards"
-                " with FSDP2 (`fully_shard`): leave the wrapping to it, or call `fully_shard` in `configure_model`."
-            )

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from fulmen.fabric.strategies.fsdp_uneven import Units
+
 __all__ = ["Root"]
 
-_END_OF_STEP = -1
 
-
-class Root:
+class Root(Units):
     """Runs functions, such as a `training_step`, as if they were the forward of a sharded module.
 
     Within such a function the module may be called, too: its parameters are there already, so FSDP is passed by.
@@ -27,8 +24,8 @@ class Root:
 
     def __init__(self, module: nn.Module) -> None:
         assert isinstance(module, FSDPModule)
+        super().__init__(module)
         self.module = module
-        self.parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
         self._state: Any = module._get_fsdp_state()
         self._inside = False
         self._state._pre_forward_hook_handle.remove()
@@ -83,79 +80,21 @@ class Root:
             self.reshard()
             self._state._pre_forward(self.module, (), {})
 
-    def reshard(self) -> None:
-        """Give all gathered parameters back."""
-        for part in self.parts:
-            part.reshard()
-
     def reset(self) -> None:
         """Bring everything into the state between two steps, after an exception within one."""
         if hasattr(self.module, "reset_iter_state"):  # torch >= 2.13
             self.module.reset_iter_state()
+        else:
+            for part in self.parts:
+                part._get_fsdp_state()._post_forward(part, (), None)
         self.reshard()
 
     # ------------------------------------------------------------------------------------------------ uneven ends
 
-    def follow(self, leader: int, device: torch.device) -> None:
-        """Take part in a step of others: gather what they gather, in their order, until it has ended.
+    def is_gathered(self, part: FSDPModule) -> bool:
+        """Whether a unit is this module, within a function that runs as its forward."""
+        return part is self.module and self._inside
 
-        Args:
-            leader: The rank that tells the order.
-            device: Of this process.
-        """
-        self._state._lazy_init()
-        while (index := _told(_END_OF_STEP, leader, device)) != _END_OF_STEP:
-            self.parts[index].unshard()
-            self.parts[index].reshard()
-
-    @contextmanager
-    def lead(self, leader: int, device: torch.device) -> Iterator[None]:
-        """Context of a step in which those who follow are told what is gathered.
-
-        Args:
-            leader: The rank that tells; on other ranks that run a step this checks that they gather the same.
-            device: Of this process.
-        """
-
-        def tell(index: int) -> None:
-            if (told := _told(index, leader, device)) != index:
-                raise RuntimeError(
-                    f"In this step the processes do not run the same sharded modules: rank {leader} is at"
-                    f" {_name(self.parts, told)}, rank {dist.get_rank()} at {_name(self.parts, index)}. Evaluate"
-                    " without conditions that differ between processes, or type: strategy='ddp'"
-                )
-
-        def before(index: int, part: FSDPModule) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any) -> None:
-                if part is self.module and self._inside:
-                    return
-                part.reshard()  # so that it is gathered again, as the followers will do
-                tell(index)
-                part.unshard()
-
-            return hook
-
-        self._state._lazy_init()
-        self.reshard()
-        handles = [
-            part.register_forward_pre_hook(before(index, part), prepend=True) for index, part in enumerate(self.parts)
-        ]
-
-        try:
-            tell(self.parts.index(self.module))
-            self.module.unshard()
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-        tell(_END_OF_STEP)
-
-
-def _told(index: int, leader: int, device: torch.device) -> int:
-    told = torch.tensor(index, device=device)
-    dist.broadcast(told, leader)
-    return int(told)
-
-
-def _name(parts: Sequence[FSDPModule], index: int) -> str:
-    return "its end" if index == _END_OF_STEP else type(parts[index]).__name__
+    def begin(self, gather: Callable[[int], None]) -> None:
+        """Gather this module's own parameters, for a function that runs as its forward."""
+        gather(self.parts.index(self.module))

@@ -28,8 +28,8 @@ def choose_units(root: nn.Module, policy: Policy | None, marked: Collection[nn.M
         TypeError: A policy of another kind.
     """
     chosen = set(marked) if policy is None and marked else {*marked, *choose(root, policy)}
-    chosen = {unit for unit in chosen if unit is not root and _can_be_sharded(unit)}
-    return [module for module in bottom_up(root) if module in _keep_tied(root, chosen)]
+    chosen = _keep_tied(root, {unit for unit in chosen if unit is not root and _can_be_sharded(unit)})
+    return [module for module in bottom_up(root) if module in chosen]
 
 
 def choose(root: nn.Module, policy: Policy | None) -> set[nn.Module]:

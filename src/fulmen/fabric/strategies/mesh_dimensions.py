@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -64,9 +64,9 @@ def check_sizes(given: Mapping[str, Size]) -> None:
         PlanError: Neither of these.
     """
     for name, size in given.items():
-        numbers = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
-        is_pair = len(numbers) == 2 and name in _PARTS
-        if size == "auto" or ((len(numbers) == 1 or is_pair) and all(type(n) is int and n >= 1 for n in numbers)):
+        is_pair = isinstance(size, Sequence) and len(size) == 2 and name in _PARTS
+        numbers: Sequence[Any] = size if is_pair else [size]  # type: ignore[assignment]
+        if size == "auto" or all(type(number) is int and number >= 1 for number in numbers):
             continue
         pair = ", or a pair: the number of copies and of shards in each" if name in _PARTS else ""
         argument = f" Type: parallelize_fn={getattr(size, '__name__', 'parallelize')}" if callable(size) else ""
@@ -135,11 +135,6 @@ class Mesh:
     def split(self) -> Iterator[Dimension]:
         """The dimensions with several processes."""
         return (dimension for dimension in self.dimensions if self.along(dimension).size() > 1)
-
-    @property
-    def averaged(self) -> list[Dimension]:
-        """The dimensions over which gradients are averaged."""
-        return [dimension for dimension in self.split() if dimension.averages_gradients]
 
     @cached_property
     def same_data(self) -> list[dist.ProcessGroup]:

@@ -30,7 +30,9 @@ def fill(root: nn.Module, device: torch.device) -> None:
     if not empty:
         return
     ties = _ties(root)
-    root._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+    root._apply(  # type: ignore[no-untyped-call]
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+    )
     for (first, name), *others in ties:
         for module, other in others:
             module._parameters[other] = first._parameters[name]

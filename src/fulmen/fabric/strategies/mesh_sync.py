@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,7 +18,7 @@ from fulmen.fabric.seed import capture_random, restore_random
 from fulmen.fabric.strategies.clipping import add_up, own_part
 from fulmen.fabric.strategies.mesh_dimensions import Dimension, Mesh
 
-__all__ = ["GradientAverage", "copies_of", "draw_alike", "start_alike"]
+__all__ = ["GradientAverage", "copies_of", "draw_alike", "make_alike"]
 
 Groups = tuple[dist.ProcessGroup, ...]
 
@@ -32,20 +32,21 @@ def draw_alike(mesh: Mesh, device: torch.device) -> None:
         mesh: The mesh.
         device: Of this process.
     """
+    is_cuda = device.type == "cuda"
     for group in mesh.same_data:
-        state = [capture_random(include_cuda=False)]
-        if device.type == "cuda":
-            state[0]["cuda of this process"] = torch.cuda.get_rng_state(device)
-        dist.broadcast_object_list(state, group=group, group_src=0, device=device)
-        restore_random(state[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state[0]["cuda of this process"].cpu(), device)
+        # not the devices of the others: asking them takes memory on each
+        states = [capture_random(include_cuda=False), torch.cuda.get_rng_state(device) if is_cuda else None]
+        dist.broadcast_object_list(states, group=group, group_src=0, device=device)
+        of_host, of_device = states
+        restore_random(of_host)  # type: ignore[arg-type]
+        if is_cuda:
+            torch.cuda.set_rng_state(of_device, device)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def start_alike(module: nn.Module, mesh: Mesh) -> None:
+def make_alike(tensors: Iterable[Tensor], mesh: Mesh) -> None:
     """Give all processes that have the same part of a parameter or buffer the values of the first of them."""
-    for tensor in chain(module.parameters(), module.buffers()):
+    for tensor in tensors:
         groups = [mesh.along(dimension).get_group() for dimension in mesh.missing_in(tensor)]
         if isinstance(tensor, DTensor):
             places = enumerate(tensor.placements)
@@ -70,7 +71,7 @@ def copies_of(module: nn.Module, mesh: Mesh) -> Iterator[tuple[nn.Parameter, lis
         if not dimensions or not parameter.requires_grad:
             continue
         if id(parameter) in sharded:
-            names = [dimension.name for dimension in mesh.averaged]
+            names = ", ".join(f'"{dimension.name}"' for dimension in mesh.dimensions if dimension.averages_gradients)
             raise ValueError(
                 f"`fully_shard` divides {name!r} among some of the processes with different data only, so that the"
                 f" others would train for themselves. Type: fully_shard(..., mesh=self.device_mesh[{names}])"
@@ -105,7 +106,7 @@ class GradientAverage:
             by_kind[groups, parameter.dtype].append(parameter)
         self._buckets = [(groups, part) for (groups, _), found in by_kind.items() for part in _buckets(found)]
         parameters = chain(*by_kind.values())
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._expect) for parameter in parameters]
+        self._hooks = [_on_gradient(parameter, self._expect) for parameter in parameters]
 
     def close(self) -> None:
         """From now on leave gradients as they are."""
@@ -117,12 +118,16 @@ class GradientAverage:
         backward = torch._C._current_graph_task_id()
         if self.is_on and backward != self._backward:
             self._backward = backward
-            Variable._execution_engine.queue_callback(self._average)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self._average)
 
     @torch.no_grad()
     def _average(self) -> None:
         for groups, parameters in self._buckets:
             _average(parameters, groups)
+
+
+def _on_gradient(parameter: nn.Parameter, function: Callable[[Tensor], None]) -> Any:
+    return parameter.register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
 
 
 def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
@@ -145,13 +150,11 @@ def _average(parameters: list[nn.Parameter], groups: Groups) -> None:
         add_up(parameter)
     given = [parameter.grad is not None for parameter in parameters]
     parts = [own_part(p.detach()).new_zeros(()) if p.grad is None else own_part(p.grad) for p in parameters]
-    parts = [
-        part.expand_as(own_part(parameter.detach())) for part, parameter in zip(parts, parameters, strict=True)
-    ]
+    parts = [part.expand_as(own_part(parameter.detach())) for part, parameter in zip(parts, parameters, strict=True)]
     flat = torch.cat([*(part.reshape(-1) for part in parts), parts[0].new_tensor(given)])
     for group in groups:
         dist.all_reduce(flat.div_(dist.get_world_size(group)), group=group)
-    *averages, are_given = flat.split([*(part.numel() for part in parts), len(parts)])
+    *averages, are_given = torch.split(flat, [*(part.numel() for part in parts), len(parts)])
     for index, (parameter, average) in enumerate(zip(parameters, averages, strict=True)):
         average = average.view_as(parts[index])
         if parameter.grad is not None:
@@ -165,6 +168,4 @@ def _like(parameter: nn.Parameter, part: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return part
     mesh, places = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(
-        part, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride()
-    )
+    return DTensor.from_local(part, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())

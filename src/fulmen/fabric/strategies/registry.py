@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fulmen.fabric.registry import Registry
 from fulmen.fabric.strategies.base import Strategy
 from fulmen.fabric.strategies.single import SingleDeviceStrategy
@@ -47,3 +49,31 @@ StrategyRegistry.register_lazily("fsdp", _FSDP, "A part of each parameter on eac
 StrategyRegistry.register_lazily(
     "fsdp_cpu_offload", _FSDP, "A part of each parameter for each device, on the CPU between steps", cpu_offload=True
 )
+
+_DEEPSPEED = "fulmen.integrations.deepspeed:DeepSpeedStrategy"
+
+
+def _register_deepspeed() -> None:
+    StrategyRegistry.register_lazily("deepspeed", _DEEPSPEED, "ZeRO of the package deepspeed, stage 2")
+    for stage, parts in enumerate(("optimizer states", "and gradients", "and parameters"), start=1):
+        StrategyRegistry.register_lazily(f"deepspeed_stage_{stage}", _DEEPSPEED, f"ZeRO: {parts} divided", stage=stage)
+    offload: dict[str, Any] = {"stage": 2, "offload_optimizer": True}
+    StrategyRegistry.register_lazily(
+        "deepspeed_stage_2_offload", _DEEPSPEED, "The same, the step on the CPU", **offload
+    )
+    offload |= {"stage": 3, "offload_parameters": True}
+    StrategyRegistry.register_lazily("deepspeed_stage_3_offload", _DEEPSPEED, "The same, parameters too", **offload)
+    nvme = dict.fromkeys(("remote_device", "offload_params_device", "offload_optimizer_device"), "nvme")
+    StrategyRegistry.register_lazily(
+        "deepspeed_stage_3_offload_nvme", _DEEPSPEED, "The same, on a disk", **offload, **nvme
+    )
+
+
+_register_deepspeed()
+
+_XLA = "fulmen.integrations.xla"
+StrategyRegistry.register_lazily("xla", f"{_XLA}:XLAStrategy", "A copy of the model on each core of a TPU")
+StrategyRegistry.register_lazily("xla_debug", f"{_XLA}:XLAStrategy", "The same, with reports", debug=True)
+StrategyRegistry.register_lazily("xla_fsdp", f"{_XLA}:XLAFSDPStrategy", "A part of each parameter on each core")
+for _name in ("single_xla", "single_tpu"):
+    StrategyRegistry.register_lazily(_name, f"{_XLA}:SingleDeviceXLAStrategy", "One process on one core of a TPU")

@@ -17,6 +17,7 @@ from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 from fulmen.fabric import distributed
+from fulmen.fabric.watch.leaving import Leaving
 from fulmen.fabric.watch.look import LOOK_SECONDS, Look
 from fulmen.fabric.watch.report import compose, death_of, failure_of, others_in
 from fulmen.fabric.watch.server import GATHER_SECONDS, Server, close_inherited, keep_alive
@@ -73,6 +74,7 @@ class Watch:
     Attributes:
         failure: What has failed first in this run, or a later one; None as long as nothing has.
         report: The report of it, as soon as it is there.
+        leaving: Through which all processes leave a run together; None where rank 0 cannot be reached.
         is_reported_elsewhere: Whether the process that launched this one raises what is raised here, so that rank 0
             does not print it.
     """
@@ -86,17 +88,22 @@ class Watch:
         self._strategy: Callable[[], ParallelStrategy | None] = lambda: None
         self._run = 0
         self._asked: int | None = None
-        self._ended_run, self._explained, self._explanation = -1, None, None
+        self._ended_run = -1
+        self._explained: BaseException | None = None
+        self._explanation: BaseException | None = None
         self._common_run = -1
         self._heard, self._concluded, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock, self._process = threading.Lock(), os.getpid()
         self._main = threading.get_ident()
         self._socket: socket.socket | None = self._connect(address)
+        self.leaving = None if self._socket is None else Leaving(self._send)
         if self._socket is None:
             return
         threading.Thread(target=self._listen, args=(self._socket,), name="fulmen-watch", daemon=True).start()
         threading.Thread(target=self._look, name="fulmen-look", daemon=True).start()
         self._excepthook, sys.excepthook = sys.excepthook, self._on_uncaught
+        if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)  # a crash can say where at least here
         # of multiprocessing, whose own processes run no functions of `atexit`; in all others these run at the exit, too
         Finalize(None, self.leave, exitpriority=10)
         os.register_at_fork(after_in_child=self._forget_in_child)
@@ -114,8 +121,8 @@ class Watch:
             connection = socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
         except OSError as error:
             log.warning(
-                "Rank %d cannot reach %s:%d (%s). Training goes on, but where one process fails, the others may wait for"
-                " it up to the timeout of the process group. Open that port, or all ports, between the machines.",
+                "Rank %d cannot reach %s:%d (%s). Training goes on, but where one process fails, the others may wait"
+                " for it up to the timeout of the process group. Open that port, or all ports, between the machines.",
                 *(self.rank, host, port, error),
             )
             return None
@@ -186,10 +193,9 @@ class Watch:
             self._silence = open(os.devnull, "w")  # noqa: SIM115 - it has to stay open to the end of the process
             faulthandler.dump_traceback_later(GRACE_SECONDS, exit=True, file=self._silence)
         self._send({"left": True})
-        if self.server is not None:
-            while self.server.others_are_here():
+        if self.server is not None and self.failure is None:
+            while self.server.others_are_here():  # what fails there meanwhile ends this process, too, in another thread
                 time.sleep(0.05)
-            self.server.close()
         self._over.set()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -252,6 +258,8 @@ class Watch:
             self._concluded.set()
         elif "common" in message:
             self._common_run = message["common"]
+        elif self.leaving is not None:
+            self.leaving.take(message)
 
     def _lose_rank_zero(self) -> None:
         """The server is gone, and would not have gone before this process."""
@@ -289,7 +297,8 @@ class Watch:
         """Whether the report is this process's to print: rank 0's, or rank 1's if that is dead."""
         if self.is_reported_elsewhere and failure["kind"] == "raised":
             return False
-        return self.rank == (failure["kind"] == "died" and failure["rank"] == 0)
+        is_rank_zero_dead = failure["kind"] == "died" and failure["rank"] == 0
+        return self.rank == (1 if is_rank_zero_dead else 0)
 
     def _place(self) -> str:
         strategy = self._strategy()

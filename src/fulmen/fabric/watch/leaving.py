@@ -65,6 +65,8 @@ class Leaving:
             if not self._agreed.is_set():  # the first answer counts, which is the same on all
                 self._after = message["leave_after"]
                 self._agreed.set()
+        elif "leave" not in message:
+            return
         elif self._on_ask is not None and self._begun is not None:
             # told first, asked then: the main thread begins one more batch at most without having seen it
             self._on_ask(message["leave"])
@@ -96,7 +98,7 @@ class Meeting:
             self._tell({"leave": message["leave"]})
             return
         with self._lock:
-            if self._begun is None:
+            if self._begun is None or "begun" not in message:
                 return
             self._begun[rank] = message["begun"]
             if len(self._begun) < self._world_size:

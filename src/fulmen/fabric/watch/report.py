@@ -69,7 +69,10 @@ def headline(failure: dict[str, Any], world_size: int) -> str:
 
 def _cause_of_death(exit_code: int | None) -> str:
     if exit_code is None:
-        return "has died without a word (killed from outside, out of memory, or a crash in native code)."
+        return (
+            "has died without a word: killed from outside, out of memory, a crash in native code, or exchanges that do"
+            " not fit, as of a `self.log(..., sync_dist=True)` on some ranks only. Its own terminal may say more."
+        )
     if exit_code < 0:
         try:
             name = signal.Signals(-exit_code).name

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from fulmen.fabric.watch.leaving import Meeting
 from fulmen.fabric.watch.report import compose, death_of, parting
 from fulmen.fabric.watch.stand import Stand
 
@@ -56,6 +57,7 @@ class Server:
         self._failed: set[int] = set()
         self._exit_codes: dict[int, int] = {}
         self._failure: dict[str, Any] | None = None
+        self._meeting = Meeting(world_size, self._tell)
         self._is_common = False
         self._is_confirming = False
         self._question = 0
@@ -66,10 +68,6 @@ class Server:
         """Whether a process besides rank 0 has not left."""
         with self._lock:
             return bool(self._known - self._left - {0})
-
-    def close(self) -> None:
-        """Hear nobody any more."""
-        self._socket.close()
 
     def close_inherited(self) -> None:
         """In a process that was forked from this one: let go of what belongs to this one."""
@@ -131,6 +129,8 @@ class Server:
         elif "left" in message:
             self._left.add(rank)
             self._look_for_parting()
+        else:
+            self._meeting.take(rank, message)
 
     def _note_stand(self, rank: int, stand: Stand | None) -> None:
         if stand is None:
