@@ -186,8 +186,10 @@ def step_cost(run: Run, size: Size, steps: int) -> float:
 
 def steps_for(run: Run, size: Size, budget: float) -> int:
     """How many steps fill the time; the same on all ranks."""
-    cost = step_cost(run, size, SHORTEST * 2)
-    steps = [max(SHORTEST, int(budget * 1e6 / max(cost, 1.0)))]
+    seconds(run, size, SHORTEST)
+    probe = 5 * SHORTEST
+    per_step = seconds(run, size, probe) / probe  # with set-up: a difference may be zero on a busy machine
+    steps = [max(SHORTEST, int(budget / per_step))]
     dist.broadcast_object_list(steps, 0)
     return steps[0]
 

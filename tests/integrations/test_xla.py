@@ -13,6 +13,10 @@ NAMES = ["xla", "xla_debug", "xla_fsdp", "single_xla", "single_tpu"]
 CLASSES = ["SingleDeviceXLAStrategy", "XLAFSDPStrategy", "XLAStrategy"]
 
 
+def make(name):
+    return getattr(strategies, name)(*(["xla"] if name.startswith("Single") else []))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_by_name(name):
     with pytest.raises(ModuleNotFoundError, match="pip install torch_xla"):
@@ -22,11 +26,11 @@ def test_by_name(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_by_class(name):
     with pytest.raises(ModuleNotFoundError, match="pip install torch_xla"):
-        getattr(strategies, name)()
+        make(name)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_with_the_package(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "torch_xla", ModuleType("torch_xla"))
     with pytest.raises(MisconfigurationException, match=f"{name}: .* not part of this version"):
-        getattr(strategies, name)()
+        make(name)

@@ -84,7 +84,7 @@ def test_pieces_that_are_missing(checkpoint: Path, calls: list[Any], tmp_path: P
 
 @pytest.mark.skipif(available("deepspeed"), reason="deepspeed is here")
 def test_it_needs_deepspeed(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match="pip install deepspeed"):
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "fulmen\[deepspeed\]"'):
         convert_zero_checkpoint_to_fp32_state_dict(checkpoint, tmp_path / "whole.ckpt")
 
 

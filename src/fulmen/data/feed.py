@@ -23,7 +23,7 @@ from fulmen.data.combined import CombinedLoader, combined_length, flatten, map_l
 from fulmen.data.fetch import table_of
 from fulmen.data.loaders import hint_shuffle, hint_workers, is_stateful, sequential_copy, set_epoch
 from fulmen.data.position import Position
-from fulmen.data.shard import is_sharded, is_uneven
+from fulmen.data.shard import shard_of
 from fulmen.data.source import source_of
 from fulmen.errors import MisconfigurationException
 from fulmen.ranks import rank_zero_warn
@@ -166,9 +166,9 @@ class Feed:
         self._sources = [source_of(leaf) for leaf in leaves]
         for source in self._sources:
             length, exchange = source.length, sum_over_ranks
-            if is_sharded(source.loader):
-                # known without asking; in evaluation there may be so little that some ranks get nothing
-                length, exchange = length if name == "train" else len(source.loader.dataset), None
+            if (shard := shard_of(source.loader)) is not None:
+                # known without asking; where each sample comes once, there may be too few for all ranks
+                length, exchange = length if shard.even else len(shard.sampler), None
             check_length(source.loader, length, name, exchange, allow_zero_length)
             _hint(source.loader, name, reloading)
         if not leaves:
@@ -287,7 +287,8 @@ class Feed:
     def _help_others(self) -> None:
         """Draw the order of a loader that has nothing for this rank, with the ranks for which it has something."""
         for source in self._sources:
-            if not source.length and is_uneven(source.loader):
+            shard = shard_of(source.loader)
+            if shard is not None and not shard.even and not source.length:
                 next(iter(source), None)
 
     def _counting(self, iterator: Iterator[Any], left: int) -> Generator[Any, None, None]:

@@ -32,12 +32,11 @@ from fulmen.fabric import distributed
 __all__ = [
     "ShardSampler",
     "draws_from_torch",
-    "is_sharded",
-    "is_uneven",
     "items_after",
     "left_after",
     "refuse_uneven",
     "replicas_of",
+    "shard_of",
     "sharded",
     "total_of",
 ]
@@ -103,7 +102,8 @@ class ShardSampler(DistributedSampler[Any]):
         if type(sampler) is RandomSampler or (_is_of_torch(sampler) and _generator_of(sampler) is not None):
             return self._share(_drawn_alike(sampler), consumed)
         decides = not distributed.is_initialised() or dist.get_rank() == 0
-        return self._share(_told(iter(sampler) if decides else None), consumed)
+        # not more than its length: it may be one that never ends
+        return self._share(_told(islice(sampler, len(sampler)) if decides else None), consumed)
 
     def permutation_after(self, consumed: int) -> Tensor:
         """As `after`, as a tensor; of a sampler that gives each index of a dataset once."""
@@ -254,18 +254,8 @@ def _listed(ranks: list[int]) -> str:
 # What a feed needs to know of the samplers of a loader, shared out or not
 
 
-def is_sharded(loader: Any) -> bool:
-    """Whether a loader came from `sharded` as a copy."""
-    return _shard_in(loader) is not None
-
-
-def is_uneven(loader: Any) -> bool:
-    """Whether a loader came from `sharded`, and other ranks may have more batches than this one."""
-    shard = _shard_in(loader)
-    return shard is not None and not shard.even
-
-
-def _shard_in(loader: Any) -> ShardSampler | None:
+def shard_of(loader: Any) -> ShardSampler | None:
+    """What shares a loader out that came from `sharded` as a copy; None for any other."""
     samplers = (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
     return next((each for each in samplers if isinstance(each, ShardSampler)), None)
 

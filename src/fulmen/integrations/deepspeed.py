@@ -92,6 +92,17 @@ class DeepSpeedStrategy(ParallelStrategy):
     """
 
     strategy_name: ClassVar[str] = "deepspeed"
+    DEEPSPEED_ENV_VAR: ClassVar[str] = settings.PATH_VARIABLE
+
+    config: dict[str, Any]
+    remote_device: str | None
+    load_full_weights: bool
+    exclude_frozen_parameters: bool
+    loss_scale: float
+    initial_scale_power: int
+    loss_scale_window: int
+    hysteresis: int
+    min_loss_scale: int
 
     def __init__(
         self,
@@ -153,11 +164,10 @@ class DeepSpeedStrategy(ParallelStrategy):
         self._trains = False
 
     def _setup_config(self, given: Mapping[str, Any]) -> None:
-        self._user_config = settings.read(given["config"])
-        self.config = settings.from_arguments(given) if self._user_config is None else self._user_config
-        self.remote_device = given["remote_device"]
-        self.load_full_weights = given["load_full_weights"]
-        self.exclude_frozen_parameters = given["exclude_frozen_parameters"]
+        of_user = settings.read(given["config"])
+        self.config = settings.from_arguments(given) if of_user is None else of_user
+        for name in ("remote_device", "load_full_weights", "exclude_frozen_parameters", *settings.LOSS_SCALE):
+            setattr(self, name, given[name])
         self.needs_equal_batches = self.zero_stage_3  # type: ignore[misc]  # a forward gathers parameters then
 
     # Settings
@@ -253,7 +263,7 @@ class DeepSpeedStrategy(ParallelStrategy):
 
     def _engine_config(self, **more: Any) -> dict[str, Any]:
         precision: Any = self.precision_plugin
-        return settings.complete({**self.config, **more}, precision.engine_config, self._given)
+        return settings.complete({**self.config, **more}, precision.engine_config, vars(self))
 
     def init_deepspeed(self) -> None:
         """Make the engine of the connected module: with its optimizer in a fit, else to evaluate."""

@@ -31,7 +31,7 @@ _ACTIVATIONS = (
     "contiguous_memory_optimization",
     "synchronize_checkpoint_boundary",
 )
-_LOSS_SCALE = ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
+LOSS_SCALE = ("loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
 
 
 def read(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:
@@ -101,11 +101,11 @@ def complete(config: dict[str, Any], precision: Mapping[str, Any], given: Mappin
     Args:
         config: The configuration.
         precision: Its part about floating point numbers, as `DeepSpeedPrecision.engine_config` gives it.
-        given: The arguments of `DeepSpeedStrategy`.
+        given: Holds the arguments about the scale of the loss.
     """
     result = {**config}
     for name, part in precision.items():
-        result.setdefault(name, {**part, **{key: given[key] for key in _LOSS_SCALE}} if name == "fp16" else dict(part))
+        result.setdefault(name, {**part, **{key: given[key] for key in LOSS_SCALE}} if name == "fp16" else dict(part))
     result.setdefault("train_micro_batch_size_per_gpu", 1)
     result.setdefault("gradient_clipping", 0.0)  # DeepSpeed would clip to a norm of 1
     return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 
@@ -10,6 +11,11 @@ from fulmen.extras import need
 from fulmen.fabric.errors import UnavailableError
 from fulmen.fabric.strategies.parallel import ParallelStrategy
 from fulmen.fabric.strategies.single import SingleDeviceStrategy
+
+if TYPE_CHECKING:
+    from fulmen.checkpoint.store import CheckpointIO
+    from fulmen.fabric.accelerators import Accelerator
+    from fulmen.fabric.precision import Precision
 
 __all__ = ["SingleDeviceXLAStrategy", "XLAFSDPStrategy", "XLAStrategy"]
 
@@ -27,8 +33,8 @@ class SingleDeviceXLAStrategy(SingleDeviceStrategy):
 
     Args:
         device: The core.
+        accelerator, checkpoint_io, precision_plugin: As `SingleDeviceStrategy`.
         debug: Whether torch_xla reports what it compiles.
-        **kwargs: As `SingleDeviceStrategy`.
 
     Raises:
         ModuleNotFoundError: torch_xla is not installed; the message says how to install it.
@@ -37,7 +43,14 @@ class SingleDeviceXLAStrategy(SingleDeviceStrategy):
 
     strategy_name: ClassVar[str] = "single_xla"
 
-    def __init__(self, device: torch.device | str | int = "xla", debug: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        device: torch.device | str | int,
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+        debug: bool = False,
+    ) -> None:
         _refuse(type(self).__name__, "auto")
 
 
@@ -45,9 +58,9 @@ class XLAStrategy(ParallelStrategy):
     """A copy of the model on each core of a TPU: not part of this version.
 
     Args:
+        accelerator, parallel_devices, checkpoint_io, precision_plugin: As `ParallelStrategy`.
         debug: Whether torch_xla reports what it compiles.
         sync_module_states: Whether all cores begin with the weights of the first.
-        **kwargs: As `ParallelStrategy`.
 
     Raises:
         ModuleNotFoundError: torch_xla is not installed; the message says how to install it.
@@ -56,7 +69,16 @@ class XLAStrategy(ParallelStrategy):
 
     strategy_name: ClassVar[str] = "xla"
 
-    def __init__(self, debug: bool = False, sync_module_states: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator | None = None,
+        parallel_devices: Sequence[torch.device] | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
+        debug: bool = False,
+        sync_module_states: bool = True,
+        **_: Any,
+    ) -> None:
         _refuse(type(self).__name__, "ddp")
 
     def setup_module(self, module: Any, move_to_device: bool = True) -> Any:
@@ -68,11 +90,12 @@ class XLAFSDPStrategy(ParallelStrategy):
     """A part of each parameter on each core of a TPU: not part of this version.
 
     Args:
+        accelerator, parallel_devices, checkpoint_io, precision_plugin: As `ParallelStrategy`.
         auto_wrap_policy: Which modules are units.
         activation_checkpointing_policy: Which modules compute their activations again.
         state_dict_type: "sharded" or "full".
         sequential_save: Whether the processes save one after the other.
-        **kwargs: As `ParallelStrategy`, and those of torch_xla.
+        **kwargs: Those of torch_xla.
 
     Raises:
         ModuleNotFoundError: torch_xla is not installed; the message says how to install it.
@@ -83,6 +106,10 @@ class XLAFSDPStrategy(ParallelStrategy):
 
     def __init__(
         self,
+        accelerator: Accelerator | None = None,
+        parallel_devices: Sequence[torch.device] | None = None,
+        checkpoint_io: CheckpointIO | None = None,
+        precision_plugin: Precision | None = None,
         auto_wrap_policy: Any = None,
         activation_checkpointing_policy: Any = None,
         state_dict_type: str = "sharded",
