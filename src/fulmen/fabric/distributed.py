@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fulmen.fabric.rendezvous import store_of_attempt
 from fulmen.ranks import rank_zero_info
 
 __all__ = [
@@ -118,9 +119,9 @@ def initialise(
     backend = backend or default_backend(device)
     on_device: dict[str, Any] = {} if device.type == "cpu" or backend == "gloo" else {"device_id": device}
     host = f"[{address}]" if ":" in address else address
-    dist.init_process_group(
-        backend, init_method=f"tcp://{host}:{port}", rank=rank, world_size=world_size, timeout=timeout, **on_device
-    )
+    store = store_of_attempt(rank, world_size, address, port, timeout or DEFAULT_TIMEOUT)
+    meeting: dict[str, Any] = {"init_method": f"tcp://{host}:{port}"} if store is None else {"store": store}
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting, **on_device)
     rank_zero_info(f"{world_size} processes train together, over {backend}.")
     return True
 
