@@ -37,6 +37,9 @@ SETTINGS = dict(accelerator="cpu", devices=2, logger=False, enable_progress_bar=
                 max_epochs=1, limit_train_batches=3, limit_val_batches=1, limit_test_batches=2,
                 limit_predict_batches=1, enable_checkpointing=False)
 
+def print(*words):  # in one piece, as both processes write to the same pipe
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
 class Model(BoringModel):
     def training_step(self, batch, batch_idx):
         output = super().training_step(batch, batch_idx)

@@ -40,8 +40,10 @@ trainer = Trainer(accelerator="cpu", devices=devices, num_nodes=nodes, max_epoch
                   limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                   enable_model_summary=False)
 trainer.fit(Model())
-print(f"{type(trainer.plan.cluster_environment).__name__} rank {trainer.global_rank} of {trainer.world_size},"
-      f" node {trainer.node_rank}, local {trainer.local_rank}: {trainer.callback_metrics['mean_of_ranks']:.1f}\\n", end="")
+kind = type(trainer.plan.cluster_environment).__name__
+mean = trainer.callback_metrics["mean_of_ranks"]
+print(f"{kind} rank {trainer.global_rank} of {trainer.world_size},"
+      f" node {trainer.node_rank}, local {trainer.local_rank}: {mean:.1f}\\n", end="")
 """
 
 

@@ -1,11 +1,13 @@
-"""Several attempts of torchrun, which share a store."""
+"""How processes meet, and several attempts of torchrun, which share a store."""
 
 import os
+import time
 
 import torch.distributed as dist
 
+from fulmen.fabric import rendezvous
 from fulmen.fabric.distributed import DEFAULT_TIMEOUT
-from fulmen.fabric.rendezvous import store_of_attempt
+from fulmen.fabric.rendezvous import store_of_attempt, tell_of_waiting
 from processes import run_ranks
 
 
@@ -51,3 +53,17 @@ def test_nothing_is_shared_where_nothing_starts_again(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     assert attempt(0, 2, "127.0.0.1", 1) is None
+
+
+def test_rank_0_says_that_somebody_is_missing(monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "WAIT_SECONDS", 0.02)
+    with tell_of_waiting(1, 4, "node7", 29500):
+        time.sleep(0.1)
+    assert caplog.text == ""
+    with tell_of_waiting(0, 4, "node7", 29500):
+        time.sleep(0.1)
+    assert "Rank 0 still waits at node7:29500 for all 4 processes" in caplog.text
+    with tell_of_waiting(0, 4, "node7", 29500):
+        pass
+    time.sleep(0.1)
+    assert caplog.text.count("still waits") == 1

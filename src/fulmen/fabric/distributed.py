@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fulmen.fabric.rendezvous import store_of_attempt
+from fulmen.fabric.rendezvous import store_of_attempt, tell_of_waiting
 from fulmen.ranks import rank_zero_info
 
 __all__ = [
@@ -121,7 +121,8 @@ def initialise(
     host = f"[{address}]" if ":" in address else address
     store = store_of_attempt(rank, world_size, address, port, timeout or DEFAULT_TIMEOUT)
     meeting: dict[str, Any] = {"init_method": f"tcp://{host}:{port}"} if store is None else {"store": store}
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting, **on_device)
+    with tell_of_waiting(rank, world_size, address, port):
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **meeting, **on_device)
     rank_zero_info(f"{world_size} processes train together, over {backend}.")
     return True
 

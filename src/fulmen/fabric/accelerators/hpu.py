@@ -20,6 +20,6 @@ class HPUAccelerator(Accelerator):
         """Refuses."""
         raise NotImplementedError(
             "fulmen has no accelerator for HPUs (Intel Gaudi). To use them, install the Gaudi software with its bridge"
-            " to PyTorch (`habana_frameworks.torch`), derive a class from `fulmen.accelerators.Accelerator`, and register"
-            ' it: `AcceleratorRegistry.register("hpu", MyHPUAccelerator)`.'
+            " to PyTorch (`habana_frameworks.torch`), derive a class from `fulmen.accelerators.Accelerator`, and"
+            ' register it: `AcceleratorRegistry.register("hpu", MyHPUAccelerator)`.'
         )
