@@ -30,3 +30,5 @@ def _rank_is_restored() -> Iterator[None]:
     rank = rank_zero_only.rank
     yield
     rank_zero_only.rank = rank
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # of a strategy of several processes that ran on one

@@ -43,6 +43,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -291,6 +292,9 @@ def _prepare(call: _Call, rank: int) -> None:
 def _find(call: _Call) -> Callable[..., Any]:
     """The function, from its file: a test's module has no name by which it could be imported."""
     if call.module not in sys.modules:
+        for place, letter in enumerate(call.module):  # what is pickled by name is looked for in its parents first
+            if letter == "." and call.module[:place] not in sys.modules:
+                sys.modules[call.module[:place]] = ModuleType(call.module[:place])
         spec = importlib.util.spec_from_file_location(call.module, call.file)
         assert spec is not None
         assert spec.loader is not None

@@ -154,7 +154,6 @@ class HookTable:
 
 def compile_hooks(trainer: Trainer, module: LightningModule) -> HookTable:
     """Asks each callback, the module and the strategy once which hooks they override."""
-    warn_misspelt(trainer.callbacks, module)
     table = HookTable()
     for hook in HOOKS:
         listeners = [bound for _, bound in _listeners(hook, trainer, module)]

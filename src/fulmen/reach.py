@@ -68,7 +68,7 @@ def _ceil(number: float) -> float:
 
 def warn_never_due(trainer: Trainer) -> None:
     """Says so if the fit that begins is too short for validation, or for what the loggers wait for."""
-    if trainer.fast_dev_run:
+    if trainer.fast_dev_run or trainer.is_trial:
         return
     reach = reach_of(trainer)
     problem = no_validation(trainer, reach)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fulmen.errors import MisconfigurationException, PossibleUserWarning
 from fulmen.fabric.errors import PluginTypeError
-from fulmen.hooks import overrides
+from fulmen.hooks import overrides, warn_misspelt
 from fulmen.loops.signature import requires_optimizer_idx, takes_dataloader_iter
 from fulmen.module import LightningModule
 from fulmen.ranks import rank_zero_deprecation, rank_zero_warn
@@ -36,6 +36,7 @@ def verify(trainer: Trainer, module: LightningModule) -> None:
         NotImplementedError: The module has a hook of an older API.
         TypeError: The strategy needs `configure_model`, which the module does not define.
     """
+    warn_misspelt(trainer.callbacks, module)
     _check_configure_model(module)
     if trainer.strategy.needs_configure_model:
         _require_configure_model(trainer, module)

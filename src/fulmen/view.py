@@ -50,6 +50,9 @@ def _stage(stage: RunningStage) -> property:
 class TrainerView:
     """The attributes and properties of a Trainer; ``Trainer`` adds what acts."""
 
+    is_trial: bool = False
+    """Whether this runs one try of a search, in which a part of an epoch is enough."""
+
     plan: Plan
     state: TrainerState
     book: Book

@@ -165,7 +165,7 @@ def test_a_module_is_run_again_as_a_module(tmp_path):
 )  # fmt: skip
 def test_failures_of_a_script(tmp_path, body, said):
     code, _, errors = end(start(tmp_path, body))
-    assert code == 1
+    assert code == (3 if "sys.exit(3)" in body else 1)
     assert errors.count(said) == 1, errors
 
 
@@ -183,7 +183,7 @@ def test_the_launcher_is_killed(tmp_path):
     body = """
 class Slow(Model):
     def on_train_batch_end(self, *_):
-        print("a batch", flush=True)
+        print("a batch")
         time.sleep(0.2)
 Trainer(**SETTINGS | {"limit_train_batches": 10_000, "max_epochs": -1}).fit(Slow())
 """
@@ -397,3 +397,21 @@ def launch_lambdas():
 def test_what_cannot_be_pickled():
     with pytest.raises(RanksFailed, match="or type: strategy='ddp'"):
         run_ranks(launch_lambdas, 1, backend=None)
+
+
+@pytest.mark.slow
+def test_the_first_process_gets_sigterm(tmp_path):
+    body = """
+class Slow(Model):
+    def on_train_batch_end(self, *_):
+        print("a batch")
+        time.sleep(0.2)
+Trainer(**SETTINGS | {"limit_train_batches": 10_000, "max_epochs": -1}).fit(Slow())
+"""
+    process = start(tmp_path, body)
+    assert process.stdout.readline() == "a batch\n"
+    process.terminate()
+    code, _, errors = end(process)
+    assert code == 143
+    assert "exit codes" not in errors
+    assert "Traceback" not in errors

@@ -150,6 +150,15 @@ def test_the_validation_of_a_fit_must_fit_too(make, net):
     assert module.sizes.seen == [4, 4, 4, *[("val", 4)] * 3, 8, 8, 8, *[("val", 8)] * 3, 16, 16, 16, ("val", 16)]
 
 
+@pytest.mark.filterwarnings("error:.*never comes due")
+def test_a_trial_shorter_than_an_epoch_is_no_mistake(make, net):
+    class Evaluating(net):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    assert Tuner(make()).scale_batch_size(Evaluating(limit=16)) == 8
+
+
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_evaluation(scale, make, method):
     expected = [(2, 3), (4, 3), (8, 3), (16, 3), (32, 3), (64, 1)]

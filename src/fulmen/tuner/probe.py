@@ -111,6 +111,8 @@ class Probe(Trainer):
         **settings: Settings that differ from those of the user's trainer, among them ``max_epochs`` and ``max_steps``.
     """
 
+    is_trial = True
+
     def __init__(self, task: Task, *watchers: Callback, **settings: Any) -> None:
         self.task = task
         limits = {"min_epochs": 0, "min_steps": None, "max_steps": settings.pop("max_steps", -1)}

@@ -49,13 +49,9 @@ def _under_hydra(local_rank: int) -> tuple[list[str], str | None]:
     if not HydraConfig.initialized():
         return given, None
     config = HydraConfig.get()
-    if any(argument in ("-m", "--multirun") for argument in given) or config.mode.name == "MULTIRUN":
-        # one job of several: with its own values, in the place of those that were swept over
-        given = [argument for argument in given if argument not in ("-m", "--multirun") and "=" not in argument]
-        given += [*config.overrides.task, "hydra.mode=RUN"]
-    own = [
-        f'hydra.run.dir="{config.runtime.output_dir}"',
-        f"hydra.job.name={config.job.name}_{local_rank}",
-        "hydra.output_subdir=null",
-    ]
+    if config.mode.name == "MULTIRUN":  # all jobs run one after the other in this process, and so they do in the other
+        folder = f'hydra.sweep.dir="{os.path.join(config.runtime.cwd, config.sweep.dir)}"'
+    else:
+        folder = f'hydra.run.dir="{config.runtime.output_dir}"'
+    own = [folder, f"hydra.job.name={config.job.name}_{local_rank}", "hydra.output_subdir=null"]
     return [*given, *own], config.runtime.cwd

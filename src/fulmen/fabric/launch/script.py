@@ -12,6 +12,7 @@ from contextlib import suppress
 from multiprocessing.util import Finalize
 from typing import Any
 
+from fulmen.errors import SIGTERM_EXIT_CODE
 from fulmen.fabric import distributed
 from fulmen.fabric.environments import ClusterEnvironment
 from fulmen.fabric.launch.base import PARENT_VARIABLE, Launcher, share_threads
@@ -125,11 +126,13 @@ class ScriptLauncher(Launcher):
                 process.wait(max(0.0, until - time.monotonic()))
         self.kill(9)
         codes = [process.wait() for process in self.procs]
-        if not any(codes):
+        failed = next((code for code in codes if code), 0)
+        if not failed:
             return
-        if not hasattr(sys, "last_value"):  # without an exception of its own this process would seem to have succeeded
+        # without an exception of its own this process would seem to have succeeded
+        if not hasattr(sys, "last_value") and failed != SIGTERM_EXIT_CODE:
             print(f"The processes of local ranks 1, ... ended with exit codes {codes}.", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        os._exit(1)
+        os._exit(failed if failed > 0 else 128 - failed)
