@@ -273,7 +273,7 @@ def restore_fit(fit: FitLoop, state: dict[str, Any], checkpoint: dict[str, Any],
     fit.restart_stage = restart_stage(fit, in_batch_end, bool(theirs["is_last"]))
 
 
-def restart_stage(fit: FitLoop, in_batch_end: bool, on_last: bool) -> RestartStage:
+def restart_stage(fit: FitLoop, in_batch_end: bool, on_last: bool) -> str:
     """Where a fit goes on whose position has been loaded.
 
     Args:

@@ -52,7 +52,7 @@ class RunningStage(CaselessEnum):
         return "val" if self in (RunningStage.VALIDATING, RunningStage.SANITY_CHECKING) else self.value
 
 
-class RestartStage(CaselessEnum):
+class RestartStage:
     """Where in the loops a fit went on from its checkpoint."""
 
     NONE = "none"

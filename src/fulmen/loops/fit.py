@@ -93,7 +93,7 @@ class FitLoop(FitNames):
         self.schedulers_before = 0
         self.scheduler_steps_at_epoch_start = 0
         self.resumed = self.ended_on_last = self.metrics_unknown = False
-        self.restart_stage = RestartStage.NONE
+        self.restart_stage: str = RestartStage.NONE
         self.random_state: dict[str, Any] | None = None
         self.samples_before_epoch = 0
         self.watched: dict[str, int] = {}

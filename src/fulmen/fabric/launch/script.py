@@ -127,12 +127,18 @@ class ScriptLauncher(Launcher):
         self.kill(9)
         codes = [process.wait() for process in self.procs]
         failed = next((code for code in codes if code), 0)
-        if not failed:
-            return
-        # without an exception of its own this process would seem to have succeeded
-        if not hasattr(sys, "last_value") and failed != SIGTERM_EXIT_CODE:
-            print(f"The processes of local ranks 1, ... ended with exit codes {codes}.", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()
-        os._exit(failed if failed > 0 else 128 - failed)
+        if failed:
+            _exit_as_failed(codes, failed)
+
+
+def _exit_as_failed(codes: list[int], failed: int) -> None:
+    """End this process as its children have ended; without an exception of its own it would seem to have succeeded."""
+    raised = hasattr(sys, "last_value")
+    if not raised and failed != SIGTERM_EXIT_CODE:
+        print(f"The processes of local ranks 1, ... ended with exit codes {codes}.", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    if raised:
+        os._exit(1)
+    os._exit(failed if failed > 0 else 128 - failed)
