@@ -242,7 +242,7 @@ def test_a_rank_raises_outside_of_a_run():
     outcome = fitted(run_faulty(fit_and_raise_outside, 2))
     assert outcome.codes == [1, 1]
     assert "Rank 1 of 2 failed first: ValueError: after the fit" in outcome.errors[0]
-    assert "rank 0: in barrier, at" in outcome.errors[0]
+    assert "Where the others stood:\n[rank0]:   rank 0: " in outcome.errors[0]
     assert outcome.errors[1].strip().startswith("[rank 1] ValueError: after the fit")
 
 

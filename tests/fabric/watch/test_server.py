@@ -155,10 +155,13 @@ def test_others_wait_for_one_that_left(clients):
     assert clients[0].hear()["failure"] == {"kind": "left", "rank": 1, "left": [1], "run": 1}
 
 
-def test_a_broken_exchange_is_explained_by_one_that_left(clients):
-    clients[1].send({"left": True})
+@pytest.mark.parametrize("left_first", [True, False])
+def test_a_broken_exchange_is_explained_by_one_that_left(clients, left_first):
     clients[0].send({"begins": 2})
-    clients[0].send({"broken": True})
+    messages = [(clients[1], {"left": True}), (clients[0], {"broken": True})]
+    for client, message in messages if left_first else reversed(messages):
+        client.send(message)
+        time.sleep(0.05)
     assert clients[0].hear()["failure"]["kind"] == "left"
 
 

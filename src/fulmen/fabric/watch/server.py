@@ -55,6 +55,7 @@ class Server:
         self._seen: dict[int, dict[str, Any]] = {}
         self._left: set[int] = set()
         self._failed: set[int] = set()
+        self._broken: set[int] = set()
         self._exit_codes: dict[int, int] = {}
         self._failure: dict[str, Any] | None = None
         self._meeting = Meeting(world_size, self._tell)
@@ -122,12 +123,13 @@ class Server:
         elif "seen" in message:
             self._seen[rank] = message["seen"]
         elif "broken" in message:
-            if self._left:
-                self._fail(parting(self._stands, self._left))
+            self._broken.add(rank)
+            self._look_for_the_lost()
         elif "ended" in message:
             self._note_end(message["ended"], message["exit_code"])
         elif "left" in message:
             self._left.add(rank)
+            self._look_for_the_lost()
             self._look_for_parting()
         else:
             self._meeting.take(rank, message)
@@ -148,6 +150,7 @@ class Server:
         """A process begins a run: it has caught what failed before."""
         self._runs[rank] = run
         self._failed.discard(rank)
+        self._broken.discard(rank)
         self._stands.pop(rank, None)
 
     def _lost(self, rank: int) -> None:
@@ -159,6 +162,11 @@ class Server:
         self._fail(death_of(rank, self._exit_codes.get(rank)))
 
     # ------------------------------------------------------------------------------------------------ parting
+
+    def _look_for_the_lost(self) -> None:
+        """Whether an exchange has broken because another process has left; which is heard first is chance."""
+        if self._left and self._broken - self._left:
+            self._fail(parting(self._stands, self._left))
 
     def _look_for_parting(self) -> None:
         """Whether all wait for each other in vain."""
