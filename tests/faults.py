@@ -53,6 +53,19 @@ def note_fault() -> None:
     Path("fault").write_text(str(time.time()))
 
 
+def note_waiting() -> None:
+    """This rank goes straight into an exchange with the others."""
+    Path(f"waits-{os.environ['RANK']}").touch()
+
+
+def wait_for_others() -> None:
+    """Return when all other ranks have noted that they wait, and had the time to begin: then it is known where."""
+    others = {f"waits-{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))} - {f"waits-{os.environ['RANK']}"}
+    while not all(Path(name).exists() for name in others):
+        time.sleep(0.02)
+    time.sleep(1.0)
+
+
 def run_faulty(function: Callable[..., Any], world_size: int, *args: Any) -> Outcome:
     """Run `function(*args)`, at the top level of its file, in `world_size` processes."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

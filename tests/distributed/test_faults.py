@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from faults import note_fault, run_faulty
+from faults import note_fault, note_waiting, run_faulty, wait_for_others
 from fulmen import Trainer
 from fulmen.demos import BoringModel
 
@@ -45,10 +45,14 @@ class Faulty(BoringModel):
         if batch_idx == 2 and rank() == self.on:
             note_fault()
             return self.fault(self, loss)
+        if batch_idx == 2:
+            note_waiting()
         return loss
 
 
 def raises(module, loss):
+    wait_for_others()
+    note_fault()
     raise ValueError("a bad batch")
 
 
@@ -95,10 +99,10 @@ def test_a_rank_raises(on, size):
     report = outcome.errors[0]
     if on == 0:
         assert "This was rank 0 of 2. Where the others stood:" in report
-        assert "  rank 1: train, epoch 0, batch " in report  # which line of the batch is chance
+        assert "  rank 1: train, epoch 0, batch 2, in backward" in report
     else:
         assert report.count(f"Rank {on} of {size} failed first: ValueError: a bad batch") == 1
-        assert "  rank 0: train, epoch 0, batch " in report
+        assert "  rank 0: train, epoch 0, batch 2, in backward" in report
     assert report.count("in raises") == 1
     assert "During fit: epoch 0, batch 2, global step 2." in report
     for other in range(1, size):
@@ -233,8 +237,10 @@ def test_a_rank_leaves_early(on):
 def fit_and_raise_outside():
     trainer().fit(BoringModel())
     if rank() == 1:
+        wait_for_others()
         note_fault()
         raise ValueError("after the fit")
+    note_waiting()
     dist.barrier()
 
 
@@ -242,7 +248,7 @@ def test_a_rank_raises_outside_of_a_run():
     outcome = fitted(run_faulty(fit_and_raise_outside, 2))
     assert outcome.codes == [1, 1]
     assert "Rank 1 of 2 failed first: ValueError: after the fit" in outcome.errors[0]
-    assert "Where the others stood:\n[rank0]:   rank 0: " in outcome.errors[0]
+    assert "rank 0: in barrier, at" in outcome.errors[0]
     assert outcome.errors[1].strip().startswith("[rank 1] ValueError: after the fit")
 
 
