@@ -288,6 +288,7 @@ class Watch:
             if time.monotonic() >= until and not has_ended:  # no exception has come up here
                 if self._speaks(failure):
                     print(f"\n{self.report}\n", file=sys.stderr, flush=True)
+                    time.sleep(LOOK_SECONDS)  # the others end first: to them this end is a broken exchange
                 _exit()
             if has_ended and look.is_still and self._stand(look.is_idle).collective:  # while it handles its exception
                 _exit()
