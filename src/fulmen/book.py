@@ -346,6 +346,17 @@ class SilentBook(Book):
         self._cache.warn("`self.log(...)` is ignored under `Trainer(barebones=True)`.")
 
 
+def new_book(barebones: bool, world_size: int) -> Book:
+    """The book of a trainer of so many processes; under ``barebones`` one in which nothing is written."""
+    if barebones:
+        return SilentBook()
+    if world_size == 1:
+        return Book()
+    from fulmen.shared_book import SharedBook
+
+    return SharedBook()
+
+
 def resolve(name: str, page: Page, options: Options) -> Resolved:
     """What the arguments of a call come to under the rule of the hook."""
     by_step, by_epoch = {"step": (True, False), "evaluation": (False, True), "epoch": (False, True)}[page.rule]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +42,16 @@ class WeightedWindow:
     Each micro-batch's sum is divided by the weight of the first, so that gradients have their usual size; at the end
     the gradients are multiplied by the first weight over the total. For a window of one batch nothing is left to do.
     No value is read from the device.
+
+    Of several processes, whose gradients are averaged, both weights are the mean over all of them; so all divide by the
+    same, and the mean of the gradients is that of all their items.
+
+    Args:
+        mean_over_ranks: The mean of a tensor over all processes; None where there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mean_over_ranks: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._mean_over_ranks = mean_over_ranks
         self.first: Any = None
         self.total: Any = None
         self.several = False
@@ -51,6 +59,11 @@ class WeightedWindow:
     def __bool__(self) -> bool:
         """Whether gradients are left to be corrected."""
         return self.several
+
+    def _shared(self, weight: Any, device: torch.device | None) -> Any:
+        if self._mean_over_ranks is None:
+            return weight
+        return self._mean_over_ranks(torch.as_tensor(weight, dtype=torch.float32, device=device))
 
     def clear(self) -> None:
         """A new window begins."""
@@ -61,7 +74,7 @@ class WeightedWindow:
         """The tensor to call backward on for one micro-batch."""
         weight = loss.weight.detach() if isinstance(loss.weight, Tensor) else loss.weight
         if self.first is None:
-            self.first = self.total = weight
+            self.first, self.total = self._shared(weight, loss.sum.device), weight
         else:
             self.total = self.total + weight
             self.several = True
@@ -75,7 +88,7 @@ class WeightedWindow:
             parameters: Those of the optimizer.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        factor = self.first / self.total
+        factor = self.first / self._shared(self.total, getattr(self.first, "device", None))
         if isinstance(factor, Tensor):
             for gradient in gradients:
                 gradient.mul_(factor.to(gradient.device))

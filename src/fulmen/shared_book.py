@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fulmen.book import Book, SilentBook
+from fulmen.book import Book
 from fulmen.entry import Entry, MetricEntry, Options, Resolved, combine, is_metric
 from fulmen.errors import PossibleUserWarning
 from fulmen.fabric import distributed
@@ -200,13 +200,6 @@ class SharedBook(Book):
         for part in taken[1:]:
             entry.total = combine(entry.reduction, entry.total, part.total)
             entry.weight += part.weight
-
-
-def new_book(barebones: bool, world_size: int) -> Book:
-    """The book of a trainer of so many processes; under ``barebones`` one in which nothing is written."""
-    if barebones:
-        return SilentBook()
-    return SharedBook() if world_size > 1 else Book()
 
 
 def _is_shared(entry: Entry) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fulmen.fabric.wrappers import unwrap
-
 if TYPE_CHECKING:
     from fulmen.fabric.fabric import Fabric
 
@@ -28,6 +26,8 @@ class TrainerStandIn:
     @property
     def optimizers(self) -> list[Any]:
         """The user's own optimizers, without what Fabric has put around them."""
+        from fulmen.fabric.wrappers import unwrap
+
         return [unwrap(optimizer) for optimizer in self.lightning_optimizers]
 
     def __getattr__(self, name: str) -> Any:

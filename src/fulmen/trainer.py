@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from fulmen import assemble, resume, settings, snapshot
+from fulmen.book import new_book
 from fulmen.clock import Clock
 from fulmen.compiled import keep_logging_out
 from fulmen.describe import describe
@@ -37,7 +38,6 @@ from fulmen.optim import LightningOptimizer, configure, wrapped
 from fulmen.owners import set_up_owners, share_versions
 from fulmen.publish import Publisher
 from fulmen.ranks import show_information
-from fulmen.shared_book import new_book
 from fulmen.signals import Signals, leave
 from fulmen.sources import DataSources
 from fulmen.states import RunningStage, TrainerFn, TrainerState, TrainerStatus

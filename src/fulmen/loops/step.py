@@ -45,7 +45,7 @@ class Step:
         self.gradients = self._bind_backward()
         self.scales = self.precision.scales_loss
         self.extras: dict[str, Any] = {}
-        self.window = WeightedWindow()
+        self.window = WeightedWindow(self.strategy.reduce if self.strategy.world_size > 1 else None)
         self._warned = WarningCache()
 
     def train(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -278,6 +278,12 @@ class ManualStep(Step):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The backward pass with its hooks, called through ``manual_backward`` in the middle of ``training_step``."""
+        if isinstance(loss, Loss):
+            raise LossError(
+                "`manual_backward` was given a `Loss`, whose windows are those of automatic optimisation. Type:"
+                " self.manual_backward(loss.mean)",
+                subject=loss,
+            )
         page = self.book.page
         self.run_backward(loss, *args, **kwargs)
         self.book.page = page
