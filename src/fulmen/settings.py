@@ -281,6 +281,9 @@ def _check_clipping(settings: dict[str, Any]) -> None:
 
 
 def _check_determinism(settings: dict[str, Any]) -> None:
+    deterministic = settings["deterministic"]
+    if deterministic not in (True, False, None, "warn"):
+        raise MisconfigurationException(f"`Trainer(deterministic={deterministic!r})`: expected True, False or 'warn'.")
     if settings["benchmark"] and settings["deterministic"]:
         rank_zero_warn(
             f"`Trainer(deterministic={settings['deterministic']!r}, benchmark=True)`: what cuDNN finds fastest differs"

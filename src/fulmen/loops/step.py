@@ -80,11 +80,17 @@ class Step:
     def weigh(self, output: Any, opens_window: bool) -> Tensor | None:
         """The tensor to call backward on, for an output that is not a tensor."""
         loss = self.unpack(output)
+        accumulate = self.trainer.accumulate_grad_batches
         if isinstance(loss, Loss):
+            if accumulate > 1 and self.strategy.handles_gradient_accumulation:
+                raise LossError(
+                    f"`training_step` returned a `Loss`, and {type(self.strategy).__name__} accumulates by itself, with"
+                    f" equal weights for all {accumulate} batches. Type: accumulate_grad_batches=1, or return a tensor.",
+                    subject=loss,
+                )
             if opens_window:
                 self.window.clear()
             return self.window.take(loss)
-        accumulate = self.trainer.accumulate_grad_batches
         return loss if loss is None or accumulate == 1 else loss / accumulate
 
     def unpack(self, output: Any) -> Tensor | Loss | None:
