@@ -371,3 +371,8 @@ def test_barebones_is_bare(tmp_path):
 @pytest.mark.parametrize("name", ["auto", "Auto", "AUTO", "Single_Device"])
 def test_a_strategy_by_its_name_in_any_case(trainer, name):
     assert type(trainer(strategy=name).strategy).__name__ == "SingleDeviceStrategy"
+
+
+def test_what_deterministic_can_be(trainer):
+    with pytest.raises(MisconfigurationException, match="deterministic='yes'.*expected True, False or 'warn'"):
+        trainer(deterministic="yes")

@@ -586,3 +586,13 @@ def test_manual_backward_is_for_manual_optimisation(fit: Any, Net: Any, data: An
     module.training_step = lambda batch, batch_idx: module.manual_backward(module.loss(batch))
     with pytest.raises(MisconfigurationException, match="`manual_backward` is for manual optimisation"):
         fit(module, data(1))
+
+
+def test_a_strategy_that_accumulates_by_itself_would_not_weigh(fit: Any, Net: Any, data: Any) -> None:
+    class Accumulating(SingleDeviceStrategy):
+        handles_gradient_accumulation = True
+
+    module = Net()
+    module.training_step = lambda batch, batch_idx: fulmen.Loss(module.loss(batch), 2)
+    with pytest.raises(LossError, match="accumulate_grad_batches=1"):
+        fit(module, data(2), strategy=Accumulating("cpu"), accumulate_grad_batches=2)

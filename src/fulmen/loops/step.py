@@ -85,7 +85,7 @@ class Step:
             if accumulate > 1 and self.strategy.handles_gradient_accumulation:
                 raise LossError(
                     f"`training_step` returned a `Loss`, and {type(self.strategy).__name__} accumulates by itself, with"
-                    f" equal weights for all {accumulate} batches. Type: accumulate_grad_batches=1, or return a tensor.",
+                    f" equal weights for {accumulate} batches. Type: accumulate_grad_batches=1, or return a tensor.",
                     subject=loss,
                 )
             if opens_window:
