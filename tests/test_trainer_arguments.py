@@ -374,5 +374,5 @@ def test_a_strategy_by_its_name_in_any_case(trainer, name):
 
 
 def test_what_deterministic_can_be(trainer):
-    with pytest.raises(MisconfigurationException, match="deterministic='yes'.*expected True, False or 'warn'"):
+    with pytest.raises(MisconfigurationException, match=r"deterministic='yes'.*expected True, False or 'warn'"):
         trainer(deterministic="yes")

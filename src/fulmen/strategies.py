@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fulmen.fabric import strategies
 from fulmen.fabric.strategies import SingleDeviceStrategy, Strategy, StrategyRegistry
+from fulmen.lazy import importing
 
 if TYPE_CHECKING:
     from fulmen.fabric.strategies import (
@@ -32,10 +32,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(strategies, name)
+__getattr__ = importing(__name__, dict.fromkeys(__all__, "fulmen.fabric.strategies"))
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fulmen.lazy import importing
 
 if TYPE_CHECKING:
     from fulmen.loggers.csv_logs import CSVLogger
@@ -18,13 +19,7 @@ _MODULE_OF = {
 
 __all__ = ["CSVLogger", "Logger", "TensorBoardLogger"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value  # the next access does not come here again
-    return value
+__getattr__ = importing(__name__, _MODULE_OF)
 
 
 def __dir__() -> list[str]:

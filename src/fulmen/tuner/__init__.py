@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fulmen.lazy import importing
 
 if TYPE_CHECKING:
     from fulmen.tuner.tuning import Tuner
 
 __all__ = ["Tuner"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module("fulmen.tuner.tuning"), name)
-    globals()[name] = value  # the next access does not come here again
-    return value
+__getattr__ = importing(__name__, {"Tuner": "fulmen.tuner.tuning"})
 
 
 def __dir__() -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fulmen.fabric.strategies.base import Strategy, overrides, plain
 from fulmen.fabric.strategies.registry import StrategyRegistry
 from fulmen.fabric.strategies.single import SingleDeviceStrategy
+from fulmen.lazy import importing
 
 if TYPE_CHECKING:
     from fulmen.fabric.strategies.ddp import DDPStrategy
@@ -38,23 +38,20 @@ __all__ = [
 
 STRATEGY_REGISTRY = StrategyRegistry
 
-_HOMES = {
-    "DDPStrategy": "fabric.strategies.ddp",
-    "DataParallelStrategy": "fabric.strategies.dp",
-    "DeepSpeedStrategy": "integrations.deepspeed",
-    "FSDPStrategy": "fabric.strategies.fsdp",
-    "ModelParallelStrategy": "fabric.strategies.mesh",
-    "ParallelStrategy": "fabric.strategies.parallel",
-    "SingleDeviceXLAStrategy": "integrations.xla",
-    "XLAFSDPStrategy": "integrations.xla",
-    "XLAStrategy": "integrations.xla",
+_MODULE_OF = {
+    "DDPStrategy": "fulmen.fabric.strategies.ddp",
+    "DataParallelStrategy": "fulmen.fabric.strategies.dp",
+    "DeepSpeedStrategy": "fulmen.integrations.deepspeed",
+    "FSDPStrategy": "fulmen.fabric.strategies.fsdp",
+    "ModelParallelStrategy": "fulmen.fabric.strategies.mesh",
+    "ParallelStrategy": "fulmen.fabric.strategies.parallel",
+    "SingleDeviceXLAStrategy": "fulmen.integrations.xla",
+    "XLAFSDPStrategy": "fulmen.integrations.xla",
+    "XLAStrategy": "fulmen.integrations.xla",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"fulmen.{_HOMES[name]}"), name)
+__getattr__ = importing(__name__, _MODULE_OF)
 
 
 def __dir__() -> list[str]:
